@@ -1,0 +1,74 @@
+"""The event schema (version 1): one flat JSON object per event, the only account of what became of a recipient.
+
+Names follow RFC 3464 (action, status, diagnostic code, remote MTA) and RFC 5598 (reverse-path, recipient).
+A ``received`` event speaks of all recipients of a message, every other one of a single recipient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import orjson
+
+VERSION = 1
+KINDS = ("received", "deferred", "delivered", "bounced", "expired", "held", "released", "unknown", "late", "rejected", "removed", "suspended", "resumed")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Times are Unix milliseconds; empty fields are left out of the JSON form."""
+
+    kind: str
+    at: int
+    id: str = ""  # message id
+    account: str = ""
+    campaign: str = ""
+    class_: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    reverse_path: str | None = None  # "" = null reverse-path
+    recipient: str = ""
+    recipients: tuple[str, ...] = ()  # received only
+    index: int | None = None
+    action: str = ""  # RFC 3464 §2.3.3: failed | delayed | delivered | relayed
+    status: str = ""  # RFC 3463
+    diagnostic_code: str = ""  # remote reply, "smtp; 550 5.1.1 …"
+    remote_mta: str = ""  # host name [address]
+    source: str = ""
+    provider: str = ""
+    destination: str = ""
+    attempt: int = 0
+    phase: str = ""  # where the dialogue stood
+    tls: str = ""  # protocol and cipher, "" = clear
+    size: int = 0
+    received_at: int = 0
+    next_at: int = 0  # next attempt
+    reason: str = ""
+    client: str = ""  # submitting address
+    v: int = VERSION
+
+    def to_json(self) -> bytes:
+        record = {}
+        for name in _NAMES:
+            value = getattr(self, name)
+            if value or (name == "reverse_path" and value is not None) or (name == "index" and value is not None):
+                record[_SPELLING.get(name, name)] = value
+        return orjson.dumps(record)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Event:
+        """Unknown fields of a later version are ignored; a missing ``kind`` or ``at`` is a ValueError."""
+        record = orjson.loads(data)
+        if not isinstance(record, dict) or "kind" not in record or "at" not in record:
+            raise ValueError("an event needs kind and at")
+        known = {_READING.get(k, k): v for k, v in record.items() if _READING.get(k, k) in _NAME_SET}
+        if "recipients" in known:
+            known["recipients"] = tuple(known["recipients"])
+        return cls(**known)
+
+
+_NAMES = tuple(f.name for f in fields(Event))
+_NAME_SET = frozenset(_NAMES)
+_SPELLING = {"class_": "class"}
+_READING = {v: k for k, v in _SPELLING.items()}

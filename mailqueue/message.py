@@ -1,0 +1,87 @@
+"""The nouns of the queue: Envelope and Message (what relayd puts), QueueItem (what delivery claims). Frozen."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CLASSES = ("emergency", "transactional", "bulk")  # in order of precedence
+
+
+def new_id() -> str:
+    """A message id: 20 characters of base32hex in lower case, 48 bits of Unix milliseconds, 52 random; sorts by time."""
+    number = (int(time.time() * 1000) << 52) | (int.from_bytes(os.urandom(7), "big") >> 4)
+    return base64.b32hexencode((number << 4).to_bytes(13, "big")).decode("ascii").lower()[:20]
+
+
+def domain_of(address: str) -> str:
+    """Recipient domain in lower case, the unit of a destination; "" when there is none."""
+    return address.rpartition("@")[2].lower().rstrip(".") if "@" in address else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """Everything about a message but its bytes. Times are Unix milliseconds."""
+
+    id: str
+    account: str
+    reverse_path: str  # "" = the null reverse-path
+    recipients: tuple[str, ...]
+    received_at: int
+    expires_at: int
+    class_: str = "bulk"
+    campaign: str = ""  # always read together with the account
+    pool: str = "default"
+    unknown: str = "retry"  # retry | never | once:<seconds>
+    notify_after: int = 0  # when a delay notice falls due; 0 = none
+    body: str = "7BIT"  # 7BIT | 8BITMIME
+    smtputf8: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_notification(self) -> bool:
+        """A message that must never cause a DSN (RFC 3464 §2, RFC 5321 §4.5.5)."""
+        return self.reverse_path == ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Envelope and final content: CRLF line ends, trace fields and signatures in place, not dot-stuffed."""
+
+    envelope: Envelope
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered of an item between attempts."""
+
+    attempts: int = 0
+    unknowns: int = 0  # ends of data whose reply was lost
+    reply: str = ""  # the last diagnostic
+    source: str = ""
+    at: int = 0  # time of the last attempt, Unix ms
+
+
+@dataclass(frozen=True, slots=True)
+class QueueItem:
+    """One recipient of one message, claimed by this worker."""
+
+    message: Message
+    index: int
+    flow: str
+    destination: str
+    state: State = State()
+
+    @property
+    def recipient(self) -> str:
+        return self.message.envelope.recipients[self.index]
+
+    @property
+    def key(self) -> bytes:
+        """The item's name in the queue: message id and a 2-byte big-endian index."""
+        return self.message.envelope.id.encode("ascii") + self.index.to_bytes(2, "big")
