@@ -1,0 +1,46 @@
+# Tambo. `make` alone says what there is. PYTHON=/path/to/python3 chooses another interpreter (>= 3.11).
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tools up test check format accept bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## virtual environment with everything, tests included
+	@tools/setup dev
+
+tools: ## Debian's test tools, unpacked into .tools (nothing is installed)
+	@tools/unpack-debian
+
+up: ## the whole relay in the foreground, with a sandbox; ONCE=1: one message through it, then stop
+	@tools/setup run
+	@exec $(BIN)/relayctl up $(if $(ONCE),--once)
+
+test: setup tools ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_floors.py
+
+format: setup ## puts the source in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+accept: setup tools ## the acceptance runs; figures go to benchmarks/results/
+	$(BIN)/python -m benchmarks.accept $(ARGS)
+
+bench: setup tools ## the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## newest requirements*.txt from pyproject.toml (needs uv)
+	@tools/lock --upgrade
+
+clean: ## removes what was built; var/ (queue and logs) stays
+	rm -rf .venv .tools build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
