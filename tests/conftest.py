@@ -4,7 +4,7 @@
 ``any_redis_server``  the same, once on the embedded server and once on Debian's redis-server
 ``shared_redis``      one server for the whole run, emptied before each test: cheap
 ``tool``              ``tool("smtp-sink")`` → path; the test is skipped without it (fails with CI=true)
-``certificate``       a self-signed certificate for ``localhost``, ``*.test`` and 127.0.0.1
+``certificate``       a self-signed certificate for ``localhost``, ``mx.test``, ``*.mx.test`` and 127.0.0.1
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from cryptography import x509
@@ -57,7 +58,7 @@ def find_tool(name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def lacking(what: str) -> None:
+def lacking(what: str) -> NoReturn:
     """Skips the test and says why; in CI nothing may be lacking."""
     if IN_CI:
         pytest.fail(f"{what}: must not be lacking in CI")
@@ -68,7 +69,6 @@ def require_tool(name: str) -> Path:
     path = find_tool(name)
     if path is None:
         lacking(f"no {name} here (make tools)")
-    assert path is not None
     return path
 
 
@@ -241,7 +241,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.DNSName("*.test"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [
+        x509.DNSName("localhost"),
+        x509.DNSName("mx.test"),
+        x509.DNSName("*.mx.test"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    ]
     signed = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -257,9 +262,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     paths = Certificate(directory / "certificate.pem", directory / "key.pem")
     paths.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     paths.key.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     paths.key.chmod(0o600)
     return paths
