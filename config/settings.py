@@ -7,54 +7,62 @@ live in :mod:`config.load`; this module knows only what a valid tree is.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+from config.addresses import (
+    Hostname,
+    InsidePort,
+    IPNetwork,
+    Nameserver,
+    SourceAddress,
+    expand,
+    is_inside,
+    refuse_public,
+)
+from config.durations import Seconds, UnknownPolicy, seconds, unknown_policy
+from config.schema import Section, misfit
+
+__all__ = [
+    "AccountSettings",
+    "DeliverySettings",
+    "IPNetwork",
+    "ListenerSettings",
+    "LogSettings",
+    "MailClass",
+    "MetricsSettings",
+    "PoolSettings",
+    "QueueSettings",
+    "RelaydSettings",
+    "RetrySettings",
+    "SandboxSettings",
+    "Seconds",
+    "Section",
+    "Settings",
+    "SourceSettings",
+    "TimeoutSettings",
+    "UnknownPolicy",
+    "is_inside",
+    "refuse_public",
+    "seconds",
+    "unknown_policy",
+]
+
 MailClass = Literal["emergency", "transactional", "bulk"]
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+def queue_url(value: str) -> str:
+    if not value.startswith(("unix:///", "redis://", "rediss://")):
+        raise ValueError("write unix:///path, redis://host:port/0 or rediss://host:port/0")
+    return value
 
 
-def seconds(value: object) -> object:
-    """``"1h30m"`` → 5400.0; numbers pass unchanged (they are seconds already)."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip().lower()
-    parts = _DURATION.findall(text)
-    if not parts or "".join(n + u for n, u in parts) != text:
-        raise ValueError("write a duration as a number of seconds or like 90s, 5m, 1h30m, 5d")
-    return sum(float(number) * _UNIT[unit] for number, unit in parts)
-
-
-Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
-
-
-def unknown_policy(value: str) -> str:
-    """``retry`` · ``never`` · ``once:<duration>``: what follows an end-of-data whose reply was lost."""
-    if value in ("retry", "never"):
-        return value
-    kind, _, wait = value.partition(":")
-    if kind == "once" and wait:
-        delay = seconds(wait)
-        if isinstance(delay, float):
-            return f"once:{int(delay)}"
-    raise ValueError("allowed: retry, never, once:<duration> (for instance once:24h)")
-
-
-UnknownPolicy = Annotated[str, AfterValidator(unknown_policy)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+QueueUrl = Annotated[str, AfterValidator(queue_url)]
 
 
 class QueueSettings(Section):
-    url: str = Field("unix:///run/tambo/queue.sock", description="unix:///path, redis://host:port/0 or rediss://…")
+    url: QueueUrl = Field("unix:///run/tambo/queue.sock", description="unix:///path, redis://host:port/0 or rediss://…")
     password: SecretStr | None = None
     shards: int = Field(1, ge=1, le=64, description="fixed at installation")
     durability: Literal["always", "relaxed"] = Field("always", description="relaxed accepts appendfsync everysec")
@@ -78,32 +86,16 @@ class ListenerSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        refuse_public(self.address, self.allow_public)
+        problems = []
+        try:
+            refuse_public(self.address, self.allow_public)
+        except ValueError as error:
+            problems.append(("address", f"{error}, or allow_public = true"))
         if self.tls != "none" and not (self.certificate and self.key):
-            raise ValueError('tls = "starttls" needs certificate and key; or say tls = "none"')
+            problems.append(("tls", '"starttls" needs certificate and key; or say tls = "none"'))
+        if problems:
+            raise misfit(*problems)
         return self
-
-
-def is_inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Private, loopback, link-local or shared (RFC 6598) and not the unspecified address."""
-    if getattr(address, "ipv4_mapped", None) is not None:
-        address = address.ipv4_mapped  # type: ignore[union-attr,assignment]
-    if address.is_unspecified or address.is_multicast or address.is_reserved:
-        return False
-    shared = address.version == 4 and address in ipaddress.ip_network("100.64.0.0/10")
-    return address.is_private or address.is_loopback or address.is_link_local or shared
-
-
-def refuse_public(address: str, allow_public: bool) -> None:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        raise ValueError(f"{address!r} is no IP address; write the address itself, not a name") from None
-    if not allow_public and not is_inside(parsed):
-        raise ValueError(
-            f"{address} is reachable from outside (0.0.0.0 and :: count as public); "
-            "bind a private, loopback or shared address, or say allow_public = true"
-        )
 
 
 class AccountSettings(Section):
@@ -120,9 +112,21 @@ class AccountSettings(Section):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    @property
+    def login(self) -> str | None:
+        """The AUTH name; None when the account has no password."""
+        return (self.user or self.name) if self.password_hash else None
+
+    @field_validator("password_hash")
+    @classmethod
+    def _argon2id(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith("$argon2id$"):
+            raise ValueError("an argon2id hash begins with $argon2id$; make one with `relayctl account hash`")
+        return value
+
 
 class RelaydSettings(Section):
-    hostname: str = "localhost"
+    hostname: Hostname = "localhost"
     listeners: tuple[ListenerSettings, ...] = ()
     max_message_bytes: int = Field(26_214_400, ge=1024)
     max_recipients: int = Field(1000, ge=1, le=10_000)
@@ -153,23 +157,28 @@ class TimeoutSettings(Section):
 
 
 class RetrySettings(Section):
-    steps_seconds: tuple[Seconds, ...] = ("1m", "5m", "15m", "30m", "1h", "2h", "4h")  # type: ignore[assignment]
+    steps_seconds: tuple[Seconds, ...] = (60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14_400.0)
     jitter: float = Field(0.1, ge=0, le=0.5, description="share of a step, up and down")
     expire_seconds: Seconds = 432_000.0
     delay_notice_seconds: Seconds = Field(14_400.0, description="0 = no delay notices")
 
-    @model_validator(mode="before")
+    @field_validator("steps_seconds")
     @classmethod
-    def _defaults(cls, data: object) -> object:
-        if isinstance(data, dict) and "steps_seconds" not in data:
-            data = {**data, "steps_seconds": ("1m", "5m", "15m", "30m", "1h", "2h", "4h")}
-        return data
+    def _some_steps(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+        if not steps or min(steps) < 1:
+            raise ValueError("at least one step, each of at least 1 s; the last one repeats")
+        return steps
 
 
 class SourceSettings(Section):
-    address: str = Field(description='an address or a range "127.0.1.1-127.0.1.48"')
-    hostname: str | None = Field(None, description="EHLO name; default delivery.hostname")
-    weight: int = Field(1, ge=0, le=1000)
+    address: SourceAddress = Field(description='an address or a range "127.0.1.1-127.0.1.48"')
+    hostname: Hostname | None = Field(None, description="EHLO name; default delivery.hostname")
+    weight: int = Field(1, ge=0, le=1000, description="0 = not used")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The address, or all of the range in order."""
+        return expand(self.address)
 
 
 class PoolSettings(Section):
@@ -178,11 +187,11 @@ class PoolSettings(Section):
 
 
 class DeliverySettings(Section):
-    hostname: str = "localhost"
+    hostname: Hostname = "localhost"
     port: int = Field(25, ge=1, le=65535, description="next hop's port; other than 25 only in a sandbox or a test")
     sandbox: bool = Field(False, description="connect to loopback addresses only")
     allow_private: bool = Field(False, description="next hops at private addresses")
-    nameservers: tuple[str, ...] = Field((), description="address or address:port; empty = /etc/resolv.conf")
+    nameservers: tuple[Nameserver, ...] = Field((), description="address or address:port; empty = /etc/resolv.conf")
     ipv6: bool = True
     pools: tuple[PoolSettings, ...] = ()
     providers: str | None = Field(None, description="providers.toml; empty = the one that comes with the package")
@@ -190,17 +199,17 @@ class DeliverySettings(Section):
     max_in_flight: int = Field(2000, ge=1, description="claimed items of one process")
     recipients_per_transaction: int = Field(100, ge=1, le=1000)
     timeouts: TimeoutSettings = TimeoutSettings()
-    retry: RetrySettings = Field(default_factory=lambda: RetrySettings.model_validate({}))
+    retry: RetrySettings = RetrySettings()
     drain_seconds: Seconds = Field(600.0, description="how long SIGTERM waits for transactions under way")
     dsn_window_seconds: Seconds = Field(300.0, description="failures of one message are gathered this long")
 
 
 class MetricsSettings(Section):
-    """One address:port a process; empty = none."""
+    """One address:port a process (port 0 = any free one); empty = none."""
 
-    relayd: str = "127.0.0.1:9125"
-    delivery: str = "127.0.0.1:9126"
-    maintenance: str = "127.0.0.1:9127"
+    relayd: InsidePort = "127.0.0.1:9125"
+    delivery: InsidePort = "127.0.0.1:9126"
+    maintenance: InsidePort = "127.0.0.1:9127"
 
 
 class LogSettings(Section):
@@ -219,7 +228,7 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     relayd: RelaydSettings = RelaydSettings()
     accounts: tuple[AccountSettings, ...] = ()
-    delivery: DeliverySettings = Field(default_factory=lambda: DeliverySettings.model_validate({}))
+    delivery: DeliverySettings = DeliverySettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     sandbox: SandboxSettings = SandboxSettings()

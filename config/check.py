@@ -1,0 +1,137 @@
+"""Rules of the settings that need more than one value: pure, every problem at once, plus warnings.
+
+:func:`problems` are reasons to refuse a configuration, :func:`warnings` are said and accepted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+
+from config.addresses import IPNetwork, network_inside
+from config.schema import Problem
+from config.settings import AccountSettings, Settings
+
+LONGEST_PREFIX = {4: 16, 6: 48}  # shortest prefix length that one account may claim
+
+
+def problems(settings: Settings) -> list[Problem]:
+    return [
+        *_networks(settings.accounts),
+        *_identities(settings.accounts),
+        *_ways_in(settings),
+        *_pools(settings),
+        *_listeners(settings),
+    ]
+
+
+def warnings(settings: Settings) -> list[Problem]:
+    """What is allowed but hardly meant."""
+    found, delivery = [], settings.delivery
+    if delivery.port != 25 and not delivery.sandbox:
+        found.append(Problem("delivery.port", f"every next hop is tried at port {delivery.port} instead of 25"))
+    if not delivery.sandbox and "." not in delivery.hostname:
+        found.append(Problem("delivery.hostname", f"{delivery.hostname} in EHLO is refused by most mailbox providers"))
+    if settings.queue.durability == "relaxed":
+        found.append(Problem("queue.durability", "relaxed: a power cut may lose up to a second of accepted mail"))
+    for index, listener in enumerate(settings.relayd.listeners):
+        if listener.allow_public:
+            found.append(Problem(f"relayd.listeners[{index}].allow_public", "the outside may reach this listener"))
+    return found
+
+
+def network_problem(text: str) -> str:
+    """What is wrong with one client network of an account; "" = nothing."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        return _no_network(text)
+    shortest = LONGEST_PREFIX[network.version]
+    if network.prefixlen < shortest:
+        return f'"{text}" is too broad; allowed: IPv4 /16 or longer, IPv6 /48 or longer'
+    if not network_inside(network):
+        return f'"{text}" is a public network; allowed: private, loopback, link-local or shared ones'
+    return ""
+
+
+def _no_network(text: str) -> str:
+    try:
+        meant = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return f'"{text}" is no network; write it like 10.20.0.0/16 or fd00:1:2::/48'
+    return f'"{text}" has bits set behind its prefix; did you mean {meant}?'
+
+
+def _networks(accounts: Iterable[AccountSettings]) -> Iterator[Problem]:
+    seen: list[tuple[str, int, IPNetwork]] = []
+    for number, account in enumerate(accounts):
+        for index, text in enumerate(account.networks):
+            key = f"accounts[{number}].networks[{index}]"
+            if wrong := network_problem(text):
+                yield Problem(key, wrong)
+                continue
+            network = ipaddress.ip_network(text)
+            for other, owner, taken in seen:
+                if owner != number and taken.version == network.version and taken.overlaps(network):
+                    yield Problem(key, f"{text} overlaps {taken} of {other}; a client address belongs to one account")
+            seen.append((key, number, network))
+
+
+def _identities(accounts: tuple[AccountSettings, ...]) -> Iterator[Problem]:
+    yield from _repeated((f"accounts[{i}].name", account.name) for i, account in enumerate(accounts))
+    yield from _repeated(
+        (f"accounts[{i}].{'user' if account.user else 'name'}", account.login, "AUTH name")
+        for i, account in enumerate(accounts)
+    )
+    for i, account in enumerate(accounts):
+        if account.user and not account.password_hash:
+            yield Problem(f"accounts[{i}].password_hash", "missing; an account with a user needs one")
+        elif not account.networks and not account.password_hash:
+            yield Problem(f"accounts[{i}]", f'nobody can use "{account.name}"; it needs networks, or password_hash')
+
+
+def _ways_in(settings: Settings) -> Iterator[Problem]:
+    if any(listener.tls == "starttls" for listener in settings.relayd.listeners):
+        return
+    for i, account in enumerate(settings.accounts):
+        if account.password_hash:
+            yield Problem(
+                f"accounts[{i}].password_hash",
+                'AUTH is offered under TLS only, and no listener has tls = "starttls"',
+            )
+
+
+def _pools(settings: Settings) -> Iterator[Problem]:
+    pools = settings.delivery.pools
+    yield from _repeated((f"delivery.pools[{i}].name", pool.name) for i, pool in enumerate(pools))
+    for i, pool in enumerate(pools):
+        yield from _repeated(
+            (f"delivery.pools[{i}].sources[{j}].address", address)
+            for j, source in enumerate(pool.sources)
+            for address in source.addresses
+        )
+    names = [pool.name for pool in pools]
+    for i, account in enumerate(settings.accounts):
+        if names and account.pool not in names:
+            yield Problem(f"accounts[{i}].pool", f'"{account.pool}" is no pool; allowed: {", ".join(names)}')
+
+
+def _listeners(settings: Settings) -> Iterator[Problem]:
+    listeners = settings.relayd.listeners
+    yield from _repeated((f"relayd.listeners[{i}].name", listener.name) for i, listener in enumerate(listeners))
+    yield from _repeated(
+        (f"relayd.listeners[{i}].port", f"{listener.address} port {listener.port}" if listener.port else None)
+        for i, listener in enumerate(listeners)
+    )
+
+
+def _repeated(values: Iterable[tuple[str, str | None] | tuple[str, str | None, str]]) -> Iterator[Problem]:
+    """A problem for each value that an earlier key has already; None is no value."""
+    first: dict[str, str] = {}
+    for key, value, *noun in values:
+        if value is None:
+            continue
+        if value in first:
+            yield Problem(key, f'{"".join(f"{n} " for n in noun)}"{value}" is already that of {first[value]}')
+        else:
+            first[value] = key
