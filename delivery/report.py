@@ -1,0 +1,171 @@
+"""What to tell: (item, outcome, decision, time) → the event, and the record for a DSN if one is owed. Pure.
+
+A failure owes a record with action ``failed``; the first attempt that leaves an item waiting past the envelope's
+``notify_after`` owes one with action ``delayed``. "First" needs no memory of its own: the attempt before it
+(``State.at``) lies before that time. A message with the null reverse-path never owes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import orjson
+
+from delivery.outcome import EXPIRY, Outcome, Result
+from delivery.retry import Decision, Done, Fail, Retry, Unknown
+from mailqueue.events import Event
+from mailqueue.message import Envelope, QueueItem, State
+
+_REMOTE_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class DsnRecord:
+    """One recipient of a DSN to come (RFC 3464 §2.3), as it waits in the queue. Times are Unix milliseconds."""
+
+    recipient: str
+    action: str  # failed | delayed
+    status: str
+    diagnostic_code: str  # "smtp; 550 5.1.1 …" or "x-tambo; …"
+    remote_mta: str = ""  # host name [address]
+    last_attempt_at: int = 0
+    arrived_at: int = 0
+    retry_until: int = 0  # delayed only
+
+    @property
+    def final_recipient(self) -> str:
+        """With its address type: ``rfc822``, or ``utf-8`` in the 7-bit form of RFC 6533 §3."""
+        return typed_address(self.recipient)
+
+    def to_json(self) -> bytes:
+        return orjson.dumps({name: value for name, value in asdict(self).items() if value})
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> DsnRecord:
+        """Fields of a later version are ignored; without recipient, action and status it is a ValueError."""
+        record = orjson.loads(data)
+        if not isinstance(record, dict) or not {"recipient", "action", "status"} <= record.keys():
+            raise ValueError("a DSN record needs recipient, action and status")
+        known: dict[str, Any] = {"diagnostic_code": ""}
+        known.update((name, value) for name, value in record.items() if name in _RECORD_NAMES)
+        return cls(**known)
+
+
+_RECORD_NAMES = frozenset(f.name for f in fields(DsnRecord))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    event: Event
+    record: DsnRecord | None = None
+
+
+def report(item: QueueItem, outcome: Outcome, decision: Decision, *, now_ms: int, provider: str = "") -> Report:
+    """``item.state`` is the state before the attempt; ``provider`` the destination's provider group."""
+    envelope = item.message.envelope
+    kind, action = _kind_and_action(decision)
+    retry = _retry_of(decision)
+    status = decision.status if isinstance(decision, Fail) else outcome.status
+    event = Event(
+        kind=kind,
+        at=now_ms,
+        id=envelope.id,
+        account=envelope.account,
+        campaign=envelope.campaign,
+        class_=envelope.class_,
+        metadata=envelope.metadata,
+        reverse_path=envelope.reverse_path,
+        recipient=item.recipient,
+        index=item.index,
+        action=action,
+        status=status,
+        diagnostic_code=diagnostic_code(outcome.diagnostic),
+        remote_mta=outcome.remote_mta,
+        source=outcome.source,
+        provider=provider,
+        destination=item.destination,
+        attempt=_attempt(item.state, outcome, retry),
+        phase=outcome.phase.value,
+        tls=outcome.tls,
+        size=len(item.message.content),
+        received_at=envelope.received_at,
+        next_at=retry.due_ms if retry else 0,
+        reason=_reason(outcome, decision),
+    )
+    return Report(event, _record(item, outcome, decision, now_ms))
+
+
+def diagnostic_code(text: str) -> str:
+    """A remote reply is of type ``smtp`` and verbatim, our own words are of a type of ours (RFC 3464 §2.3.6)."""
+    return f"smtp; {text}" if _REMOTE_REPLY.match(text) else f"x-tambo; {text}"
+
+
+def typed_address(address: str) -> str:
+    """``rfc822; jo@example.org``; beyond ASCII ``utf-8`` with ``\\x{…}`` for what is not 7-bit (RFC 6533 §3)."""
+    printable = "".join(c if c.isprintable() else "?" for c in address)
+    if printable.isascii():
+        return f"rfc822; {printable}"
+    return "utf-8; " + "".join(c if "!" <= c <= "~" and c not in "+=\\" else f"\\x{{{ord(c):02X}}}" for c in printable)
+
+
+def _kind_and_action(decision: Decision) -> tuple[str, str]:
+    """Event kind and RFC 3464 action; an unknown outcome has no action, for nothing can be claimed."""
+    match decision:
+        case Done():
+            return "delivered", "delivered"
+        case Retry():
+            return "deferred", "delayed"
+        case Fail(expired=expired):
+            return ("expired" if expired else "bounced"), "failed"
+        case Unknown():
+            return "unknown", ""
+
+
+def _retry_of(decision: Decision) -> Retry | None:
+    if isinstance(decision, Unknown):
+        decision = decision.then
+    return decision if isinstance(decision, Retry) else None
+
+
+def _attempt(state: State, outcome: Outcome, retry: Retry | None) -> int:
+    """The number of this attempt; one that does not count, or was not made, has the number of the last that did."""
+    if retry is not None:
+        return retry.state.attempts
+    return state.attempts + (0 if outcome.rule == EXPIRY else 1)
+
+
+def _reason(outcome: Outcome, decision: Decision) -> str:
+    """The rule that decided, else the scope of what is not the recipient's doing."""
+    if isinstance(decision, Fail) and decision.expired:
+        return "delivery time expired"
+    if outcome.rule or outcome.result is Result.DELIVERED:
+        return outcome.rule
+    return "" if outcome.scope.value == "recipient" else outcome.scope.value
+
+
+def _record(item: QueueItem, outcome: Outcome, decision: Decision, now_ms: int) -> DsnRecord | None:
+    envelope = item.message.envelope
+    if envelope.is_notification:
+        return None
+    if isinstance(decision, Fail):
+        action, status, until = "failed", decision.status, 0
+    elif _retry_of(decision) is not None and _notice_falls_due(envelope, item.state, now_ms):
+        action, status, until = "delayed", outcome.status, envelope.expires_at
+    else:
+        return None
+    return DsnRecord(
+        recipient=item.recipient,
+        action=action,
+        status=status,
+        diagnostic_code=diagnostic_code(outcome.diagnostic),
+        remote_mta=outcome.remote_mta,
+        last_attempt_at=item.state.at if outcome.rule == EXPIRY else now_ms,
+        arrived_at=envelope.received_at,
+        retry_until=until,
+    )
+
+
+def _notice_falls_due(envelope: Envelope, before: State, now_ms: int) -> bool:
+    return envelope.notify_after > 0 and before.at < envelope.notify_after <= now_ms
