@@ -1,0 +1,148 @@
+"""The sandbox as an object: start, steer, read, stop. Composition of world, DNS, mail hosts, ledger and control."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Self
+
+from config.settings import SandboxSettings
+from sandbox.certificate import server_context
+from sandbox.connection import Reception
+from sandbox.control import ControlSocket
+from sandbox.dns import DnsServer
+from sandbox.ledger import Ledger
+from sandbox.loopback import require_loopback
+from sandbox.maildir import Store
+from sandbox.mx import MailHosts
+from sandbox.scenario import DnsMode, Scenario, TimelineEntry, load
+from sandbox.world import World
+
+
+class Sandbox:
+    """``async with Sandbox(directory) as sandbox: …``; ports are free ones unless given.
+
+    Raises ValueError for addresses that are not loopback and for an impossible scenario, OSError for taken ports.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        scenario: Scenario | None = None,
+        *,
+        dns: str = "127.0.0.1:0",
+        first_address: str = "127.0.2.1",
+        port: int = 0,
+        store: bool = False,
+        control: Path | None = None,
+    ) -> None:
+        dns_host, _, dns_port = dns.rpartition(":")
+        require_loopback(dns_host.strip("[]"))
+        self.world = World(scenario or load(), first_address)
+        self.directory = directory
+        self.ledger = Ledger(directory / "ledger.jsonl")
+        self.store = Store(directory / "mail") if store else None
+        self.dns = DnsServer(self.world, dns_host.strip("[]"), int(dns_port))
+        reception = Reception(self.world, self.ledger, server_context(self.world.hosts), self.store)
+        self.mail_hosts = MailHosts(reception, port)
+        self._control = ControlSocket(self, control) if control else None
+        self._timeline: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def from_settings(cls, settings: SandboxSettings, scenario: Scenario | None = None, **options: Any) -> Self:
+        """With the addresses of the configuration."""
+        chosen = {"dns": settings.dns, "first_address": settings.address, "port": settings.port, **options}
+        return cls(Path(settings.directory), scenario, **chosen)
+
+    @property
+    def dns_address(self) -> str:
+        """``"127.0.0.1:5353"``: the name server for delivery."""
+        return self.dns.address
+
+    @property
+    def port(self) -> int:
+        """The port of every mail host."""
+        return self.mail_hosts.port
+
+    async def start(self) -> None:
+        try:
+            await self.mail_hosts.start()
+            await self.dns.start()
+            if self._control is not None:
+                await self._control.start()
+        except BaseException:
+            await self.stop()
+            raise
+        for entry in self.world.scenario.timeline:
+            self._timeline.add(asyncio.get_running_loop().create_task(self._play(entry)))
+
+    async def stop(self) -> None:
+        """Timeline and control first, then names, then hosts (421 to open sessions); the ledger is closed last."""
+        for task in self._timeline:
+            task.cancel()
+        await asyncio.gather(*self._timeline, return_exceptions=True)
+        if self._control is not None:
+            await self._control.stop()
+        await self.dns.stop()
+        await self.mail_hosts.stop()
+        self.ledger.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def set_behaviour(self, name: str, behaviour: str, sources: tuple[str, ...] = ()) -> None:
+        """A domain's behaviour from now on, for all or some sources; ``down`` works on a single host's name too.
+
+        ``normal`` = as the scenario has it. Raises ValueError for unknown names.
+        """
+        if name in self.world.domains:
+            self.world.behave(name, behaviour, sources)
+            down = self.world.domains[name].behaviour.down
+        elif behaviour in ("down", "normal", "accept"):
+            down = behaviour == "down"
+        else:
+            raise ValueError(f"{name!r} is no domain; a host can only be down or normal")
+        for host in self.world.hosts_of(name):
+            await (self.mail_hosts.lower(host) if down else self.mail_hosts.lift(host))
+
+    def pause_dns(self, mode: DnsMode = "servfail", name: str = "") -> None:
+        """DNS outage, of everything or of one name and those below it."""
+        self.dns.pause(mode, name)
+
+    def resume_dns(self, name: str = "") -> None:
+        self.dns.resume(name)
+
+    def host_address(self, name: str) -> str:
+        return self.world.hosts[name].address
+
+    def endpoints(self) -> dict[str, Any]:
+        """What another process needs: addresses, port, files; JSON-able."""
+        return {
+            "dns": self.dns_address,
+            "port": self.port,
+            "hosts": {host.name: host.address for host in self.world.hosts.values() if host.listen},
+            "absent": self.mail_hosts.absent,
+            "providers": self.world.providers(),
+            "domains": sorted(self.world.domains),
+            "ledger": str(self.ledger.path),
+            "mail": str(self.store.directory) if self.store else "",
+            "control": str(self._control.path) if self._control else "",
+        }
+
+    async def _play(self, entry: TimelineEntry) -> None:
+        await asyncio.sleep(entry.after_seconds)
+        if entry.dns is not None:
+            self.dns.pause(entry.dns, entry.domain)
+        if entry.set:
+            await self.set_behaviour(entry.domain, entry.set, entry.sources)
+        if entry.for_seconds is None:
+            return
+        await asyncio.sleep(entry.for_seconds)
+        if entry.dns is not None:
+            self.dns.resume(entry.domain)
+        if entry.set:
+            await self.set_behaviour(entry.domain, "normal", entry.sources)
