@@ -1,0 +1,206 @@
+"""From an accepted transaction to a durable message: the hooks behind MAIL, RCPT and the end of data.
+
+Thin on purpose: ``policy`` decides, ``headers`` and ``trace`` work on bytes, the queue keeps. Each hook returns
+the reply to say. The signature is aiosmtpd's (server, session, envelope, …), the server being our session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from aiosmtpd.smtp import Envelope as Transaction
+from aiosmtpd.smtp import Session
+
+from config.settings import AccountSettings
+from mailqueue.errors import QueueDown
+from mailqueue.events import Event
+from mailqueue.message import Envelope, Message, new_id
+from relayd import headers, policy, replies, trace
+from relayd.metrics import ListenerMetrics
+from relayd.policy import Client
+from relayd.replies import Reply
+
+REJECTED_EVENTS = 100  # per session; a broken list must not become a flood of events
+_TEXT_LIMIT = 320
+
+log = structlog.get_logger()
+
+
+class Verdict(Protocol):
+    """What a put came to: kind is queued, duplicate or full."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+
+
+class Submission(Protocol):
+    """What the listener needs of the queue."""
+
+    @property
+    def accepting(self) -> bool: ...
+    async def put(self, message: Message, *, idempotency_key: str | None = None, client: str = "") -> Verdict: ...
+    def emit(self, event: Event) -> None: ...
+
+
+class Submitter(Protocol):
+    """What the hooks need of a session."""
+
+    client: Client
+    rejected_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a submission is measured by; seconds."""
+
+    hostname: str
+    max_recipients: int
+    max_hops: int
+    expire_seconds: float
+    notice_seconds: float  # 0 = no delay notices
+
+
+class SubmissionHandler:
+    """One per process. `terms` is replaced on reload; commits under way outlive their sessions."""
+
+    def __init__(self, queue: Submission, terms: Terms, metrics: ListenerMetrics) -> None:
+        self._queue = queue
+        self.terms = terms
+        self._metrics = metrics
+        self._commits: set[asyncio.Task[Verdict]] = set()
+
+    async def handle_MAIL(
+        self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
+    ) -> Reply:
+        refusal = policy.may_submit(server.client) or policy.check_reverse_path(address)
+        if refusal is None and not self._queue.accepting:
+            refusal = replies.NOT_ACCEPTING
+        if refusal is not None:
+            return refusal
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return replies.SENDER_OK
+
+    async def handle_RCPT(
+        self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
+    ) -> Reply:
+        if len(envelope.rcpt_tos) >= self.terms.max_recipients:
+            return replies.TOO_MANY_RECIPIENTS
+        refusal = policy.check_recipient(address)
+        if refusal is not None:
+            self.rejected(server, envelope, refusal, recipient=address)
+            return refusal
+        envelope.rcpt_tos.append(address)
+        return replies.RECIPIENT_OK
+
+    async def handle_DATA(self, server: Submitter, session: Session, envelope: Transaction) -> Reply:
+        prepared = self._prepare(server.client, envelope, time.time())
+        if isinstance(prepared, Reply):
+            self.rejected(server, envelope, prepared)
+            return prepared
+        message, key = prepared
+        commit = asyncio.get_running_loop().create_task(
+            self._queue.put(message, idempotency_key=key, client=server.client.address)
+        )
+        self._commits.add(commit)
+        commit.add_done_callback(self._committed)
+        # A client that hangs up cancels this hook, never the commit.
+        try:
+            verdict = await asyncio.shield(commit)
+        except Exception:  # said by _committed; whatever it was, the fault is ours and passes
+            return replies.QUEUE_DOWN
+        if verdict.kind == "full":
+            return replies.QUEUE_FULL
+        self._metrics.messages.inc()
+        return replies.duplicate(verdict.id) if verdict.kind == "duplicate" else replies.queued(verdict.id)
+
+    def _prepare(self, client: Client, transaction: Transaction, now: float) -> tuple[Message, str | None] | Reply:
+        """Final content and envelope, with the idempotency key; or the refusal."""
+        account = client.account
+        assert account is not None and transaction.mail_from is not None and isinstance(transaction.content, bytes)
+        content = trace.normalise(transaction.content)
+        header = headers.parse(content)
+        if header is None:
+            return replies.HEADER_TOO_BIG
+        if header.hops >= self.terms.max_hops:
+            return replies.TOO_MANY_HOPS
+        wanted = headers.directives(header, account)
+        if isinstance(wanted, headers.Refused):
+            return replies.header_refused(wanted.header, wanted.why)
+        message_id = new_id()
+        field = trace.received(client, self.terms.hostname, message_id, now)
+        content = field + headers.without_own(content, header)
+        body = "7BIT" if content.isascii() else "8BITMIME"  # what it is, whatever BODY= said
+        envelope = self._envelope(account, transaction, wanted, message_id=message_id, body=body, now=now)
+        return Message(envelope, content), wanted.idempotency_key
+
+    def _envelope(
+        self,
+        account: AccountSettings,
+        transaction: Transaction,
+        wanted: headers.Directives,
+        *,
+        message_id: str,
+        body: str,
+        now: float,
+    ) -> Envelope:
+        terms = self.terms
+        expire = account.expire_seconds if account.expire_seconds is not None else terms.expire_seconds
+        return Envelope(
+            id=message_id,
+            account=account.name,
+            reverse_path=transaction.mail_from or "",
+            recipients=tuple(dict.fromkeys(transaction.rcpt_tos)),  # named twice is sent once
+            received_at=int(now * 1000),
+            expires_at=int((now + expire) * 1000),
+            class_=wanted.class_ or account.class_,
+            campaign=wanted.campaign,
+            pool=account.pool,
+            unknown=wanted.unknown or account.unknown,
+            notify_after=int((now + terms.notice_seconds) * 1000) if terms.notice_seconds else 0,
+            body=body,
+            metadata=wanted.metadata,
+        )
+
+    def _committed(self, commit: asyncio.Task[Verdict]) -> None:
+        """Keeps the set small and looks at the outcome, so that nothing is lost in silence when nobody waits."""
+        self._commits.discard(commit)
+        error = None if commit.cancelled() else commit.exception()
+        if isinstance(error, QueueDown):
+            log.warning("queue down", text=str(error)[:_TEXT_LIMIT])
+        elif error is not None:
+            log.error("put failed", exc_info=error)
+
+    async def settle(self, timeout: float) -> bool:
+        """Wait for commits whose clients may have gone; False when some are still under way after `timeout` seconds."""
+        if self._commits:
+            await asyncio.wait(set(self._commits), timeout=timeout)
+        return not self._commits
+
+    def rejected(self, server: Submitter, transaction: Transaction, reply: Reply, recipient: str = "") -> None:
+        """Events for a refusal after MAIL, one per recipient concerned; bounded per session."""
+        client = server.client
+        for one in (recipient,) if recipient else dict.fromkeys(transaction.rcpt_tos):
+            if server.rejected_events >= REJECTED_EVENTS:
+                return
+            server.rejected_events += 1
+            self._queue.emit(
+                Event(
+                    kind="rejected",
+                    at=int(time.time() * 1000),
+                    account=client.account.name if client.account is not None else "",
+                    reverse_path=transaction.mail_from,
+                    recipient=one[:_TEXT_LIMIT],
+                    action="failed",
+                    status=reply.status,
+                    diagnostic_code=f"smtp; {reply}"[:_TEXT_LIMIT],
+                    reason=reply.reason,
+                    client=client.address,
+                )
+            )

@@ -1,0 +1,65 @@
+"""DATA: content read in bulk, bounded in size and time, then the handler's verdict."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+from relayd import replies
+from relayd.listener.content import ContentScanner
+from relayd.listener.transaction import TransactionVerbs
+from relayd.replies import Reply
+
+
+class DataVerb(TransactionVerbs):
+    async def smtp_DATA(self, arg: str) -> None:
+        refusal = self._check_data(arg)
+        if refusal is not None:
+            self.say(refusal)
+            return
+        self.say(replies.SEND_CONTENT)
+        began = self.loop.time()
+        scanner = ContentScanner(self.around.settings.max_message_bytes)
+        if not await self._read_content(scanner, began):
+            return
+        read = self.loop.time()
+        reply = await self._deliver(scanner)
+        metrics, done = self.around.metrics, self.loop.time()
+        metrics.read_data.observe(read - began)
+        metrics.process_data.observe(done - read)
+        metrics.transaction.observe(done - self.began)
+        self._set_post_data_state()
+        self.say(reply)
+        if reply.code == 250:
+            self._errors = 0  # a client that gets mail through is no guesser
+
+    def _check_data(self, arg: str) -> Reply | None:
+        assert self.session is not None and self.envelope is not None
+        if not self.session.host_name:
+            return replies.HELLO_FIRST
+        if self.envelope.mail_from is None:
+            return replies.MAIL_FIRST
+        if not self.envelope.rcpt_tos:
+            return replies.RCPT_FIRST
+        return replies.NO_ARGUMENT if arg else None
+
+    async def _read_content(self, scanner: ContentScanner, began: float) -> bool:
+        """False when the input ended or took too long. Progress moves the idle limit, never the total one."""
+        settings = self.around.settings
+        last = began + settings.data_seconds
+        buffer = self._input._buffer
+        while not scanner.feed(buffer):
+            deadline = min(self.loop.time() + settings.idle_seconds, last)
+            if not await self._more(deadline, replies.CONTENT_TOO_SLOW):
+                return False
+        self._input._maybe_resume_transport()
+        self._deadline = math.inf
+        return True
+
+    async def _deliver(self, scanner: ContentScanner) -> Reply:
+        assert self.envelope is not None
+        if scanner.too_big:
+            self.around.handler.rejected(self, self.envelope, replies.TOO_BIG)
+            return replies.TOO_BIG
+        self.envelope.content = scanner.content
+        return cast(Reply, await self._call_handler_hook("DATA"))
