@@ -120,17 +120,17 @@ def is_secret(kind: Any) -> bool:
     return _plain(kind) is SecretStr
 
 
-def leaves(section: Section, at: str = "") -> Iterator[tuple[str, object]]:
+def leaves(section: Section, at: str = "", *, mask: bool = True) -> Iterator[tuple[str, object]]:
     """Every value with its dotted key; secrets as :data:`MASK`, passwords inside URLs masked."""
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), join(at, field.alias or name)
         if isinstance(value, Section):
-            yield from leaves(value, key)
+            yield from leaves(value, key, mask=mask)
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             for index, element in enumerate(value):
-                yield from leaves(element, join(key, index))
+                yield from leaves(element, join(key, index), mask=mask)
         else:
-            yield key, masked(value)
+            yield key, masked(value) if mask else value
 
 
 def masked(value: object) -> object:

@@ -1,0 +1,108 @@
+"""SIGHUP: read again, validate, swap one reference, say the difference. A bad file leaves the old one in force."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from config.load import ConfigError, Loaded, load
+from config.providers import Providers
+from config.schema import leaves
+from config.settings import Settings
+
+Subscriber = Callable[[Loaded, Loaded], None]  # (old, new): sets what it took from the old one
+
+# Read once, when a process starts; all other keys are taken over at once.
+NEEDS_RESTART = re.compile(
+    r"queue\.(url|password|shards|durability|lease_seconds|events_keep|dictionaries)"
+    r"|relayd\.listeners.*"
+    r"|delivery\.(sandbox|port|hostname|max_in_flight)"
+    r"|metrics\..*|log\..*|sandbox\..*"
+)
+
+
+class Reloader:
+    """Holds the configuration in force. ``generation`` starts at 1, also as metric tambo_config_generation."""
+
+    def __init__(
+        self, path: str | Path, environ: Mapping[str, str], loaded: Loaded, log: Any, registry: CollectorRegistry | None
+    ) -> None:
+        self._path = path
+        self._environ = environ
+        self._log = log
+        self._subscribers: list[Subscriber] = []
+        self.loaded = loaded
+        self.generation = 1
+        self._metric = Gauge("tambo_config_generation", "Configurations taken over since the start", registry=registry)
+        self._metric.set(1)
+
+    @property
+    def settings(self) -> Settings:
+        return self.loaded.settings
+
+    @property
+    def providers(self) -> Providers:
+        return self.loaded.providers
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Called after each good reload, in order of subscription, from the loop's thread; must not block."""
+        self._subscribers.append(subscriber)
+
+    def reload(self) -> bool:
+        """True when a new configuration is in force (also one without a difference)."""
+        try:
+            new = load(self._path, self._environ)
+        except ConfigError as error:
+            self._log.error("configuration refused", path=str(self._path), problems=list(error.problems))
+            return False
+        old, self.loaded = self.loaded, new
+        self.generation += 1
+        self._metric.set(self.generation)
+        self._say(old, new)
+        for subscriber in self._subscribers:
+            self._tell(subscriber, old, new)
+        return True
+
+    def _say(self, old: Loaded, new: Loaded) -> None:
+        changes = differences(old, new)
+        self._log.info("configuration reloaded", path=str(self._path), generation=self.generation, changes=changes)
+        if later := [key for key in changes if NEEDS_RESTART.fullmatch(key)]:
+            self._log.warning("configuration needs restart", keys=later)
+        for warning in new.warnings:
+            self._log.warning("configuration warning", text=warning)
+
+    def _tell(self, subscriber: Subscriber, old: Loaded, new: Loaded) -> None:
+        """One subscriber's fault must not keep the others on the old configuration."""
+        try:
+            subscriber(old, new)
+        except Exception:
+            self._log.exception("configuration subscriber failed", subscriber=getattr(subscriber, "__qualname__", "?"))
+
+
+def differences(old: Loaded, new: Loaded) -> dict[str, str]:
+    """Dotted key → "before → after"; secrets masked, a changed secret is "changed"."""
+    before, after = dict(leaves(old.settings)), dict(leaves(new.settings))
+    changes = {
+        key: f"{before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in [*after, *(key for key in before if key not in after)]
+        if (key in before, before.get(key)) != (key in after, after.get(key))
+    }
+    changes |= dict.fromkeys(_changed_secrets(old.settings, new.settings, before, after), "changed")
+    rules = old.providers.rules, new.providers.rules
+    for name in sorted({*rules[0], *rules[1]}):
+        if rules[0].get(name) != rules[1].get(name):
+            state = "changed" if name in rules[0] and name in rules[1] else ("new" if name in rules[1] else "removed")
+            changes[f"providers.{name}"] = state
+    return changes
+
+
+def _changed_secrets(old: Settings, new: Settings, before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """Keys that look the same once masked and are not."""
+    plain = dict(leaves(old, mask=False)), dict(leaves(new, mask=False))
+    return [
+        key for key in before if key in after and before[key] == after[key] and plain[0].get(key) != plain[1].get(key)
+    ]

@@ -1,0 +1,20 @@
+"""``relayctl``: the root to which every noun adds its own application."""
+
+from __future__ import annotations
+
+import typer
+
+from relayctl import account, config
+
+app = typer.Typer(
+    name="relayctl",
+    help="Look after a Tambo relay.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would print local variables, secrets among them
+)
+app.add_typer(config.app, name="config", help="The configuration file and the environment.")
+app.add_typer(account.app, name="account", help="Accounts of submitting systems.")
+
+if __name__ == "__main__":
+    app()
