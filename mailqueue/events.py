@@ -13,7 +13,21 @@ from typing import Any
 import orjson
 
 VERSION = 1
-KINDS = ("received", "deferred", "delivered", "bounced", "expired", "held", "released", "unknown", "late", "rejected", "removed", "suspended", "resumed")
+KINDS = (
+    "received",
+    "deferred",
+    "delivered",
+    "bounced",
+    "expired",
+    "held",
+    "released",
+    "unknown",
+    "late",
+    "rejected",
+    "removed",
+    "suspended",
+    "resumed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,7 @@ class Event:
     reverse_path: str | None = None  # "" = null reverse-path
     recipient: str = ""
     recipients: tuple[str, ...] = ()  # received only
+    skipped: tuple[int, ...] = ()  # received only: recipients queued before under the idempotency key
     index: int | None = None
     action: str = ""  # RFC 3464 §2.3.3: failed | delayed | delivered | relayed
     status: str = ""  # RFC 3463
@@ -62,9 +77,14 @@ class Event:
         record = orjson.loads(data)
         if not isinstance(record, dict) or "kind" not in record or "at" not in record:
             raise ValueError("an event needs kind and at")
-        known = {_READING.get(k, k): v for k, v in record.items() if _READING.get(k, k) in _NAME_SET}
-        if "recipients" in known:
-            known["recipients"] = tuple(known["recipients"])
+        known: dict[str, Any] = {}
+        for spelled, value in record.items():
+            name = _READING.get(spelled, spelled)
+            if name in _NAME_SET:
+                known[name] = value
+        for name in ("recipients", "skipped"):
+            if name in known:
+                known[name] = tuple(known[name])
         return cls(**known)
 
 

@@ -76,6 +76,8 @@ class QueueItem:
     flow: str
     destination: str
     state: State = State()
+    shard: int = 0
+    epoch: str = ""  # the lease it was claimed under
 
     @property
     def recipient(self) -> str:

@@ -1,0 +1,173 @@
+"""How a message is stored: a fixed header, the envelope as a JSON array, the content compressed.
+
+Layout: version (1 byte) · codec (1) · dictionary id (8, zeros = none) · length of the envelope (4, big-endian) ·
+envelope · content. Scripts read the dictionary id in place, so the header never moves.
+
+Where a campaign's or account's mails resemble each other, the first one serves the others as a zstd dictionary:
+a personalised copy then costs about what is personal in it. A dictionary is adopted only when it is measured to pay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import orjson
+import zstandard
+
+from mailqueue.message import Envelope, Message
+
+_HEADER = struct.Struct("!BB8sI")
+_VERSION = 1
+RAW, ZSTD, ZSTD_DICTIONARY = 0, 1, 2
+NO_DICTIONARY = b"\0" * 8
+LEVEL = 1
+DICTIONARY_BYTES = 128 * 1024  # of a first message that are used; more costs set-up time and helps little
+PAYS_BELOW = 0.6  # compressed with the dictionary against without
+TRIALS = 3  # messages that may show that a dictionary pays
+MAX_CONTENT = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    value: bytes
+    dictionary: bytes = b""  # id, "" = none
+    dictionary_bytes: bytes = b""  # what to store under d:<id>, so that a reader can decompress
+
+
+def _pack_envelope(envelope: Envelope) -> bytes:
+    return orjson.dumps(
+        [
+            envelope.account,
+            envelope.reverse_path,
+            envelope.recipients,
+            envelope.received_at,
+            envelope.expires_at,
+            envelope.class_,
+            envelope.campaign,
+            envelope.pool,
+            envelope.unknown,
+            envelope.notify_after,
+            envelope.body,
+            envelope.smtputf8,
+            envelope.metadata,
+        ]
+    )
+
+
+def _pack(codec: int, dictionary: bytes, envelope: bytes, content: bytes) -> bytes:
+    return _HEADER.pack(_VERSION, codec, dictionary, len(envelope)) + envelope + content
+
+
+def header(value: bytes) -> tuple[int, bytes]:
+    """(codec, dictionary id) of a stored message; ValueError when it is none."""
+    if len(value) < _HEADER.size or value[0] != _VERSION:
+        raise ValueError("not a stored message, or of an unknown version")
+    return value[1], bytes(value[2:10])
+
+
+def unpack_envelope(message_id: str, value: bytes) -> Envelope:
+    """The envelope alone, without touching the content."""
+    header(value)
+    length = _HEADER.unpack_from(value)[3]
+    row = orjson.loads(value[_HEADER.size : _HEADER.size + length])
+    return Envelope(message_id, row[0], row[1], tuple(row[2]), *row[3:])
+
+
+class _Candidate:
+    """What is known of one (account, campaign): its first content, and whether it pays as a dictionary."""
+
+    __slots__ = ("adopted", "bytes", "compressor", "id", "trials")
+
+    def __init__(self, content: bytes) -> None:
+        self.bytes = content[:DICTIONARY_BYTES]
+        self.id = hashlib.sha256(self.bytes).digest()[:8]
+        self.trials = 0
+        self.adopted = False
+        dictionary = zstandard.ZstdCompressionDict(self.bytes, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        dictionary.precompute_compress(level=LEVEL)
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary, write_dict_id=False)
+
+
+class Encoder:
+    """A writer's side: chooses the codec. Keeps at most ``most`` candidates, the least recently used goes."""
+
+    def __init__(self, dictionaries: bool = True, most: int = 256) -> None:
+        self._dictionaries = dictionaries
+        self._most = most
+        self._candidates: OrderedDict[tuple[str, str], _Candidate] = OrderedDict()
+        self._plain = zstandard.ZstdCompressor(level=LEVEL)
+
+    def encode(self, message: Message) -> Stored:
+        envelope = _pack_envelope(message.envelope)
+        content = message.content
+        candidate = self._candidate(message) if self._dictionaries and len(content) > 1024 else None
+        if candidate is not None and candidate.adopted:
+            return self._with(candidate, envelope, content)
+        plain = self._plain.compress(content)
+        if candidate is not None and candidate.trials < TRIALS and candidate.bytes != content[:DICTIONARY_BYTES]:
+            candidate.trials += 1
+            small = candidate.compressor.compress(content)
+            if len(small) < PAYS_BELOW * len(plain):
+                candidate.adopted = True
+                return self._with(candidate, envelope, content)
+        if len(plain) < len(content):
+            return Stored(_pack(ZSTD, NO_DICTIONARY, envelope, plain))
+        return Stored(_pack(RAW, NO_DICTIONARY, envelope, content))
+
+    def _with(self, candidate: _Candidate, envelope: bytes, content: bytes) -> Stored:
+        small = candidate.compressor.compress(content)
+        value = _pack(ZSTD_DICTIONARY, candidate.id, envelope, small)
+        return Stored(value, candidate.id, candidate.bytes)
+
+    def _candidate(self, message: Message) -> _Candidate | None:
+        key = (message.envelope.account, message.envelope.campaign)
+        found = self._candidates.get(key)
+        if found is not None:
+            self._candidates.move_to_end(key)
+            return found
+        self._candidates[key] = _Candidate(message.content)
+        if len(self._candidates) > self._most:
+            self._candidates.popitem(last=False)
+        return None
+
+
+def shrink(dictionary: bytes) -> bytes:
+    """A dictionary as it lies under d:<id>."""
+    return zstandard.ZstdCompressor(level=3).compress(dictionary)
+
+
+class Decoder:
+    """A reader's side: dictionaries by id, at most ``most`` of them."""
+
+    def __init__(self, most: int = 256) -> None:
+        self._most = most
+        self._by_id: OrderedDict[bytes, zstandard.ZstdDecompressor] = OrderedDict()
+        self._plain = zstandard.ZstdDecompressor()
+
+    def lacks(self, value: bytes) -> bytes | None:
+        """Id of the dictionary that must be added before ``decode(value)``, or None."""
+        codec, dictionary = header(value)
+        return dictionary if codec == ZSTD_DICTIONARY and dictionary not in self._by_id else None
+
+    def add(self, dictionary: bytes, stored: bytes) -> None:
+        data = self._plain.decompress(stored, max_output_size=DICTIONARY_BYTES)
+        raw = zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        self._by_id[dictionary] = zstandard.ZstdDecompressor(dict_data=raw)
+        if len(self._by_id) > self._most:
+            self._by_id.popitem(last=False)
+
+    def decode(self, message_id: str, value: bytes) -> Message:
+        """ValueError when the bytes are damaged."""
+        codec, dictionary = header(value)
+        body = value[_HEADER.size + _HEADER.unpack_from(value)[3] :]
+        try:
+            if codec == ZSTD_DICTIONARY:
+                body = self._by_id[dictionary].decompress(body, max_output_size=MAX_CONTENT)
+            elif codec == ZSTD:
+                body = self._plain.decompress(body, max_output_size=MAX_CONTENT)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"content of {message_id} does not decompress: {error}") from error
+        return Message(unpack_envelope(message_id, value), body)

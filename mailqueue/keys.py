@@ -1,0 +1,63 @@
+"""Every key of a shard, as Python spells it (``lua/prelude.lua`` spells the same keys for the scripts).
+
+All keys of a shard begin with its prefix ``{qN}:`` so that a script touches one slot of a Redis Cluster.
+
+=====================  ========  ==================================================================================
+key behind the prefix  type      meaning
+=====================  ========  ==================================================================================
+m:<id>                 string    the message: header, envelope, content (:mod:`mailqueue.content`)
+n:<id>                 string    recipients still open, only where there is more than one
+x                      zset      message ids by the next time somebody must look: delay notice, then expiry (ms)
+s:<item>               string    state after the first failed attempt (JSON)
+flow, f:<flow>         hash      "<class>\\n<account>\\n<campaign>" → flow id; its facts: open, done, since
+q:<flow>:<dest>        zset      items (id + 2-byte index) by due time (ms)
+r:<lane>:<flow>        zset      destinations by their next time; lane = "<class letter>:<provider group>"
+lf:<lane>, v:<lane>    zset,hash flows in turn; virtual times of those outside, ready flows per account
+g:<class>              zset      lanes by the next time worth a look
+dest, sus              hash      destination → provider group; → "<suspended until> <reason>"
+stop                   hash      flow:, account:, campaign:, provider:, source: → "<until or 0> <reason>"
+w, dead, w:<epoch>     zset,hash workers by lease expiry; buried ones; a worker's items with claim stamp
+workers                hash      epoch → worker's name
+hold, poison           hash      held items with their place; claims that ended without a settle
+b:<id>, bd             list,zset records for DSNs; message ids by the time their DSN is due
+d:<dict>, dr           str,hash  dictionaries; messages that refer to them
+i:<marker>             string    idempotency marker of account, key, reverse-path, recipient
+put, settled           hash      writer, epoch → "<number> <ms> <answer>" of its last batch
+weight                 hash      account number → weight
+meta                   hash      schema, epoch (last one given), stops (version)
+bell                   channel   something is due earlier than known
+events:{qN}            stream    the events, field "e"
+=====================  ========  ==================================================================================
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+SCHEMA = 1
+CLASS_LETTER = {"emergency": "e", "transactional": "t", "bulk": "b"}
+CLASS_NAME = {letter: name for name, letter in CLASS_LETTER.items()}
+
+
+def prefix(shard: int) -> str:
+    return f"{{q{shard}}}:"
+
+
+def events(shard: int) -> str:
+    return f"events:{{q{shard}}}"
+
+
+def shard_of(message_id: str, shards: int) -> int:
+    return crc32(message_id.encode("ascii")) % shards if shards > 1 else 0
+
+
+def flow_name(class_: str, account: str, campaign: str) -> str:
+    return f"{CLASS_LETTER[class_]}\n{account}\n{campaign}"
+
+
+def item(message_id: str, index: int) -> bytes:
+    return message_id.encode("ascii") + index.to_bytes(2, "big")
+
+
+def item_parts(key: bytes) -> tuple[str, int]:
+    return key[:-2].decode("ascii"), int.from_bytes(key[-2:], "big")

@@ -1,0 +1,133 @@
+-- due: tickets for a worker with free capacity. A ticket is the right to claim from one flow's queue for one
+-- destination until its lease runs out; items stay where they are.
+-- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
+-- transactional, wanted bulk, b, b × provider group without capacity.
+-- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source stops, then per ticket:
+-- class letter, group, flow, destination, items due.
+-- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
+-- ready flows of its account over the account's weight, so that accounts share, not campaigns.
+local lease, quantum = tonumber(ARGV[1]), tonumber(ARGV[2])
+local wanted = { e = tonumber(ARGV[3]), t = tonumber(ARGV[4]), b = tonumber(ARGV[5]) }
+local blocked = {}
+for index = 7, 6 + tonumber(ARGV[6]) do blocked[ARGV[index]] = true end
+local MOST_STEPS = 2000 -- suspended destinations and stopped flows passed over in one call
+
+local stops, all = {}, call('HGETALL', P .. 'stop')
+for index = 1, #all, 2 do stops[all[index]] = tonumber(string.match(all[index + 1], '^%d+')) end
+
+-- nil = runs, 0 = stopped for good, ms = stopped until then.
+local function stopped(key)
+  local till = stops[key]
+  if till and (till == 0 or till > now) then return till end
+end
+
+local function flow_stop(flow)
+  if not next(stops) then return nil end
+  local facts = call('HMGET', P .. 'f:' .. flow, 'account', 'campaign')
+  if not facts[1] then return nil end
+  return stopped('flow:' .. flow) or stopped('account:' .. facts[1])
+    or stopped('campaign:' .. facts[1] .. '/' .. facts[2])
+end
+
+local function wake(lane)
+  local turn = P .. 'lf:' .. lane
+  for _, flow in ipairs(call('ZRANGEBYSCORE', turn, WAIT, WAIT + now, 'LIMIT', 0, 500)) do
+    call('ZREM', turn, flow)
+    place(lane, flow)
+  end
+end
+
+local function charge(lane, flow, virtual, items)
+  local key = P .. 'v:' .. lane
+  local number = account_number(flow)
+  local flows = tonumber(call('HGET', key, 'a:' .. number) or 1)
+  local weight = tonumber(call('HGET', P .. 'weight', number) or 1)
+  call('HSET', key, '#', virtual)
+  call('ZINCRBY', P .. 'lf:' .. lane, string.format('%.6f', items * math.max(flows, 1) / weight), flow)
+end
+
+local answer, steps = {}, 0
+
+-- One ticket of a lane, or nil when nothing in it is due.
+local function ticket(lane, class, group)
+  while steps < MOST_STEPS do
+    steps = steps + 1
+    local first = call('ZRANGE', P .. 'lf:' .. lane, 0, 0, 'WITHSCORES')
+    if not first[1] or tonumber(first[2]) >= WAIT then return nil end
+    local flow = first[1]
+    local till = flow_stop(flow)
+    if till then
+      leave_turn(lane, flow, first[2])
+      call('ZADD', P .. 'lf:' .. lane, till == 0 and PARK or WAIT + till, flow)
+    else
+      local ready = ready_key(lane, flow)
+      local destination = call('ZRANGEBYSCORE', ready, '-inf', now, 'LIMIT', 0, 1)[1]
+      if not destination then
+        place(lane, flow)
+      else
+        local suspended = tonumber(string.match(call('HGET', P .. 'sus', destination) or '', '^%d+') or 0)
+        if suspended > now then
+          call('ZADD', ready, suspended, destination)
+        else
+          local items = call('ZCOUNT', queue_key(flow, destination), '-inf', now)
+          if items == 0 then
+            settle_head(lane, flow, destination)
+          else
+            if suspended > 0 then call('HDEL', P .. 'sus', destination) end
+            charge(lane, flow, first[2], math.min(items, quantum))
+            call('ZADD', ready, now + lease, destination)
+            touch(lane, flow)
+            answer[#answer + 1] = class
+            answer[#answer + 1] = group
+            answer[#answer + 1] = flow
+            answer[#answer + 1] = destination
+            answer[#answer + 1] = items
+            return true
+          end
+        end
+      end
+    end
+  end
+  return nil
+end
+
+local wake_at
+
+local function wake_by(time)
+  if time and (not wake_at or time < wake_at) then wake_at = time end
+end
+
+for _, class in ipairs({ 'e', 't', 'b' }) do
+  local lanes = {}
+  local left, served = wanted[class], wanted[class] > 0
+  if served then
+    for _, lane in ipairs(call('ZRANGEBYSCORE', P .. 'g:' .. class, '-inf', now)) do
+      local group = string.sub(lane, 3)
+      local till = stopped('provider:' .. group)
+      if till then
+        wake_by(till > now and till or nil)
+      elseif not blocked[group] then
+        wake(lane)
+        lanes[#lanes + 1] = lane
+      end
+    end
+  end
+  while left > 0 and served do
+    served = false
+    for _, lane in ipairs(lanes) do
+      if left > 0 and ticket(lane, class, string.sub(lane, 3)) then
+        left = left - 1
+        served = true
+      end
+    end
+  end
+  finish()
+  for _, lane in ipairs(lanes) do
+    look(lane)
+    wake_by(next_look(lane))
+  end
+  wake_by(tonumber(call('ZRANGEBYSCORE', P .. 'g:' .. class, '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]))
+end
+table.insert(answer, 1, call('HGET', P .. 'meta', 'stops') or '0')
+table.insert(answer, 1, wake_at and string.format('%.0f', math.max(wake_at - now, 0)) or '-1')
+return answer

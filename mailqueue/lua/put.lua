@@ -1,0 +1,48 @@
+-- put: a writer's batch of messages, each with a verdict of its own; and voids of earlier ones whose client was
+-- told 451 because no answer came.
+-- KEYS: prefix, events. ARGV: writer, number, marker ms, v, v × void, m, m × message.
+--   void    = id, flow name, n, n × destination
+--   message = id, value, flow name, due ms (0 = now), first look ms, dictionary id or "", its bytes or "", received
+--             event, n, n × (destination, idempotency marker or "")
+-- Returns the verdicts (see put_message in the prelude), then "v:<items taken back>" per void.
+-- Invariant: number n of a writer is carried out once; the same number again gets the first answer; a lower one,
+-- arriving late, does nothing ("STALE"). So a repeated call is harmless and a voided message cannot come back.
+local writer, number = ARGV[1], tonumber(ARGV[2])
+local seen = call('HGET', P .. 'put', writer)
+if seen then
+  local last, answer = string.match(seen, '^(%d+) %d+ (.*)$')
+  if tonumber(last) == number then return cjson.decode(answer) end
+  if tonumber(last) > number then return redis.error_reply('STALE a later batch of this writer was carried out') end
+end
+local marker_ms = ARGV[3]
+local at, voids, answers, verdicts = 5, tonumber(ARGV[4]), {}, {}
+
+for _ = 1, voids do
+  local id, name, total = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local flow, taken = call('HGET', P .. 'flow', name), 0
+  if flow then
+    for index = 0, total - 1 do
+      local item = id .. string.char(math.floor(index / 256), index % 256)
+      if take_out(string.sub(name, 1, 1), flow, ARGV[at + 3 + index], item) then
+        close_item(item)
+        taken = taken + 1
+      end
+    end
+    flow_closed(flow, taken)
+    if taken > 0 then emit('{"kind":"removed","at":' .. string.format('%.0f', now) .. ',"id":"' .. id .. '","reason":"voided: the client was told 451","v":1}') end
+  end
+  answers[#answers + 1] = 'v:' .. taken
+  at = at + 3 + total
+end
+
+local messages = tonumber(ARGV[at])
+at = at + 1
+for _ = 1, messages do
+  local verdict
+  verdict, at = put_from(at, marker_ms)
+  verdicts[#verdicts + 1] = verdict
+end
+for _, answer in ipairs(answers) do verdicts[#verdicts + 1] = answer end
+finish()
+call('HSET', P .. 'put', writer, string.format('%d %.0f %s', number, now, cjson.encode(verdicts)))
+return verdicts

@@ -1,0 +1,68 @@
+-- stop: suspensions, which never touch an item.
+-- KEYS: prefix, events. ARGV: verb, key, until ms (0 = until resumed), reason, event.
+--   verb suspend | resume; key = flow:<id> | account:<name> | campaign:<account>/<name> | provider:<group> |
+--   source:<address> | destination:<domain>
+--   verb group, key = <domain>, until = the provider group it belongs to
+-- Returns 1, or 0 when there was nothing to resume.
+-- Only destinations live outside `stop`: in `sus`, looked up when their turn comes.
+local verb, key, till, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local domain = string.match(key, '^destination:(.*)$')
+
+local function each_flow(from, act)
+  for _, class in ipairs({ 'e', 't', 'b' }) do
+    local lane = class .. ':' .. from
+    for _, flow in ipairs(call('ZRANGE', P .. 'lf:' .. lane, 0, -1)) do act(class, lane, flow) end
+  end
+end
+
+if verb == 'group' then
+  local from = group_of(key)
+  if from == till then return 1 end
+  each_flow(from, function(class, lane, flow)
+    local score = call('ZSCORE', ready_key(lane, flow), key)
+    if score then
+      local to = class .. ':' .. till
+      call('ZREM', ready_key(lane, flow), key)
+      call('ZADD', ready_key(to, flow), score, key)
+      local parked = call('ZSCORE', P .. 'lf:' .. lane, flow)
+      if tonumber(parked) >= PARK then call('ZADD', P .. 'lf:' .. to, PARK, flow) end
+      touch(lane, flow)
+      touch(to, flow)
+    end
+  end)
+  if till == 'default' then call('HDEL', P .. 'dest', key) else call('HSET', P .. 'dest', key, till) end
+  finish()
+  return 1
+end
+
+local changed = 1
+if verb == 'suspend' then
+  if domain then
+    call('HSET', P .. 'sus', domain, (till == '0' and '2900000000000000' or till) .. ' ' .. reason)
+  else
+    call('HSET', P .. 'stop', key, till .. ' ' .. reason)
+  end
+else
+  changed = call('HDEL', domain and (P .. 'sus') or (P .. 'stop'), domain or key)
+end
+call('HINCRBY', P .. 'meta', 'stops', 1)
+-- A shorter or lifted stop: whoever waits for the old time waits anew.
+if domain then
+  each_flow(group_of(domain), function(_, lane, flow)
+    if call('ZSCORE', ready_key(lane, flow), domain) then settle_head(lane, flow, domain) end
+  end)
+elseif string.sub(key, 1, 7) ~= 'source:' then
+  for _, group in ipairs(call('SMEMBERS', P .. 'lanes')) do
+    for _, class in ipairs({ 'e', 't', 'b' }) do
+      local lane = class .. ':' .. group
+      for _, flow in ipairs(call('ZRANGEBYSCORE', P .. 'lf:' .. lane, WAIT, '+inf')) do
+        call('ZREM', P .. 'lf:' .. lane, flow)
+        touch(lane, flow)
+      end
+    end
+  end
+end
+emit(ARGV[5])
+finish()
+ring()
+return changed

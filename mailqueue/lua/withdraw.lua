@@ -1,0 +1,37 @@
+-- withdraw: ends, marks as delayed, holds, or releases items that are not in a worker's hands.
+-- KEYS: prefix, events. ARGV: verb, next look ms or "", message id, flow name, n, n × (item, destination, event, record).
+--   verb close = out of queue or hold, event, DSN record · delay = event and record only, where the item is still
+--   waiting · hold = out of the queue into hold · release = out of hold, due now
+-- Returns the number of items it applied to. Next look: the message's place in the expiry index afterwards.
+local verb, next_look_at, id, name = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local flow, class, done = call('HGET', P .. 'flow', name), string.sub(name, 1, 1), 0
+if not flow then return 0 end
+for entry = 0, tonumber(ARGV[5]) - 1 do
+  local base = 6 + entry * 4
+  local item, destination, event, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
+  local applied = false
+  if verb == 'close' then
+    applied = take_out(class, flow, destination, item)
+    if applied then
+      note(id, record, now)
+      close_item(item)
+    end
+  elseif verb == 'delay' then
+    applied = call('ZSCORE', queue_key(flow, destination), item) or call('HEXISTS', P .. 'hold', item) == 1
+    if applied then note(id, record, now) end
+  elseif verb == 'hold' then
+    applied = call('ZSCORE', queue_key(flow, destination), item) and take_out(class, flow, destination, item)
+    if applied then call('HSET', P .. 'hold', item, class .. '\n' .. flow .. '\n' .. destination) end
+  elseif verb == 'release' then
+    applied = call('HDEL', P .. 'hold', item) == 1
+    if applied then enqueue(class, flow, destination, { now, item }) end
+  end
+  if applied then
+    done = done + 1
+    emit(event)
+  end
+end
+if next_look_at ~= '' and call('ZSCORE', P .. 'x', id) then call('ZADD', P .. 'x', next_look_at, id) end
+if verb == 'close' then flow_closed(flow, done) end
+finish()
+return done

@@ -1,0 +1,186 @@
+"""The queue as its users see it: put for relayd, workers for delivery, stops and holds for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Self
+
+import redis.asyncio as aioredis
+
+from config.settings import QueueSettings
+from mailqueue import content, keys, memory, scripts, server
+from mailqueue.batch import Batch
+from mailqueue.errors import QueueDown, ServerAnswer
+from mailqueue.events import Event
+from mailqueue.message import Message
+from mailqueue.scripts import Shard
+from mailqueue.worker import Worker
+from mailqueue.writer import Put, Verdict, Writer, prepare
+
+MOST_EVENTS_WAITING = 20_000
+
+
+class Queue:
+    """Made by :meth:`open`. One per process; all shards live on one server (or one Redis Cluster)."""
+
+    def __init__(self, settings: QueueSettings, role: str, shards: list[Shard], bells: list[Shard]) -> None:
+        self.settings = settings
+        self.role = role
+        self.shards = shards
+        self._bells = bells
+        self._encoder = content.Encoder(settings.dictionaries)
+        self._writers = [Writer(shard, marker_seconds=settings.idempotency_seconds) for shard in shards]
+        self._memory = memory.MemoryMark(shards[0], settings)
+        self._events: Batch[Event, bytes] = Batch(self._emit, most=500)
+        self._closing = False
+
+    @classmethod
+    async def open(cls, settings: QueueSettings, role: str, *, patience: float = 30.0) -> Self:
+        """Connects and inspects the server, waiting ``patience`` seconds for it to come up.
+
+        Raises QueueRefused (a server that may not hold mail: what to change) or QueueDown (none there).
+        """
+        sources = scripts.load_sources()
+        shards = [Shard(cls._client(settings), number, sources) for number in range(settings.shards)]
+        bells = [Shard(cls._client(settings, timeout=None), number, {}) for number in range(settings.shards)]
+        queue = cls(settings, role, shards, bells)
+        try:
+            await queue._inspect(patience)
+        except BaseException:
+            await queue._disconnect()
+            raise
+        return queue
+
+    @staticmethod
+    def _client(settings: QueueSettings, timeout: float | None = 10.0) -> aioredis.Redis:
+        password = settings.password.get_secret_value() if settings.password else None
+        return scripts.connect(settings.url, password, timeout=timeout)
+
+    async def _inspect(self, patience: float) -> None:
+        deadline = asyncio.get_running_loop().time() + patience
+        while True:
+            try:
+                self.facts = await server.inspect_server(self.shards[0], self.settings)
+                return
+            except QueueDown:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
+    # ── relayd ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def accepting(self) -> bool:
+        """False while the server is known to be down or full: say so before the client sends its content."""
+        return not (self._closing or self._memory.full or any(writer.down for writer in self._writers))
+
+    async def put(self, message: Message, idempotency_key: str | None = None, client: str = "") -> Verdict:
+        """One message, on disk when this returns ``queued``. The id is the caller's and makes a repetition harmless.
+
+        Raises QueueDown when the server did not answer within ``put_deadline_seconds``; the message is void then.
+        """
+        started = asyncio.get_running_loop().time()
+        patience = self.settings.put_deadline_seconds
+        if await self._full(patience):
+            return Verdict("full", message.envelope.id)
+        entry = prepare(message, self._encoder, key=idempotency_key, client=client)
+        left = patience - (asyncio.get_running_loop().time() - started)
+        return await self.put_prepared(entry, left)
+
+    async def put_prepared(self, entry: Put, patience: float) -> Verdict:
+        writer = self._writers[keys.shard_of(entry.id, len(self.shards))]
+        try:
+            return await writer.put(entry, patience)
+        except ServerAnswer as answer:
+            if str(answer).startswith("OOM"):
+                return Verdict("full", entry.id)
+            raise
+
+    async def _full(self, patience: float) -> bool:
+        deadline = asyncio.get_running_loop().time() + patience
+        while True:
+            try:
+                return await self._memory.reached()
+            except QueueDown:
+                if asyncio.get_running_loop().time() + 0.1 >= deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
+    def emit(self, event: Event) -> None:
+        """An event that is no change of state. Dropped when 20,000 wait already."""
+        if len(self._events) < MOST_EVENTS_WAITING:
+            self._events.add(event).add_done_callback(lambda done: done.exception() if not done.cancelled() else None)
+
+    async def _emit(self, number: int, events: list[Event]) -> list[bytes | Exception]:
+        shard = self.shards[number % len(self.shards)]
+        async with shard.client.pipeline(transaction=False) as pipe:
+            for event in events:
+                pipe.xadd(shard.events, {"e": event.to_json()})
+            try:
+                return list(await pipe.execute())
+            except scripts.FOREIGN as error:
+                raise scripts.translated(error) from error
+
+    async def set_weights(self, weights: Mapping[str, int]) -> None:
+        """Shares of accounts in each lane: an account of weight 2 gets twice the turns of one of weight 1."""
+        for shard in self.shards:
+            for account, weight in weights.items():
+                number = await self._account_number(shard, account)
+                await shard.command("HSET", shard.prefix + "weight", number, weight)
+
+    @staticmethod
+    async def _account_number(shard: Shard, account: str) -> str:
+        flow, field = shard.prefix + "flow", f"a:{account}"
+        number = await shard.command("HGET", flow, field)
+        if number is None:
+            await shard.command("HSETNX", flow, field, await shard.command("HINCRBY", flow, "#a", 1))
+            number = await shard.command("HGET", flow, field)
+        return number.decode() if isinstance(number, bytes) else str(number)
+
+    # ── delivery ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def workers(self) -> list[Worker]:
+        """One per shard, not yet started."""
+        name = f"{self.role}@{socket.gethostname()}:{os.getpid()}"
+        lease = self.settings.lease_seconds
+        return [
+            Worker(shard, name=name, lease_seconds=lease, bell=bell)
+            for shard, bell in zip(self.shards, self._bells, strict=True)
+        ]
+
+    # ── operators ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def suspend(self, key: str, seconds: float = 0.0, reason: str = "") -> None:
+        """Stops sending for ``key`` (flow:, account:, campaign:<account>/<name>, provider:, source:, destination:)
+        without touching an item; ``seconds`` 0 = until resumed."""
+        until = int((time.time() + seconds) * 1000) if seconds else 0
+        event = Event(kind="suspended", at=int(time.time() * 1000), reason=reason, destination=key, next_at=until)
+        for shard in self.shards:
+            said = event.to_json() if shard is self.shards[0] else b""
+            await shard.run("stop", ["suspend", key, until, reason, said])
+
+    async def resume(self, key: str, reason: str = "") -> bool:
+        """False when ``key`` was not suspended."""
+        event = Event(kind="resumed", at=int(time.time() * 1000), reason=reason, destination=key)
+        changed = 0
+        for shard in self.shards:
+            said = event.to_json() if shard is self.shards[0] else b""
+            changed += int(await shard.run("stop", ["resume", key, 0, reason, said]))
+        return changed > 0
+
+    async def close(self, patience: float = 5.0) -> None:
+        self._closing = True
+        for writer in self._writers:
+            await writer.close(patience)
+        await self._events.close(min(patience, 2.0))
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        for shard in (*self.shards, *self._bells):
+            with suppress(Exception):
+                await shard.client.aclose()

@@ -1,0 +1,215 @@
+"""What must happen though no worker lives to do it: leases that ended, notices and expiries that fall due, tidying.
+
+Each step is driven by an index, repeated until it finds nothing, and harmless when two maintenance processes do it
+at once or one dies half-way. What a DSN says is not this room's business: it is passed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from mailqueue import content, keys
+from mailqueue.events import Event
+from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
+from mailqueue.scripts import Argument, Shard
+from mailqueue.worker import Settlement, damaged, settle_arguments, unpack_state
+from mailqueue.writer import Put
+
+LOOK_AGAIN_MS = 60_000
+log = structlog.get_logger("queue")
+
+Record = Callable[[Envelope, int, State, str, int], bytes]
+"""(envelope, index, state, action "failed"|"delayed", now ms) → what a DSN will say, b"" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A DSN that is due: about ``message``, saying ``records``; ``token`` proves the lease on it."""
+
+    shard: int
+    id: str
+    token: str
+    message: Message | None
+    records: tuple[bytes, ...]
+
+
+class Reaper:
+    """Maintenance of one shard."""
+
+    def __init__(self, shard: Shard, record: Record) -> None:
+        self._shard = shard
+        self._record = record
+        self._decoder = content.Decoder()
+
+    # ── dead workers ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def reap(self) -> int:
+        """Puts back what dead workers held; marked items follow their outcome-unknown policy. Returns the count."""
+        total = 0
+        while True:
+            answer = await self._shard.run("reap", [200])
+            if not answer:
+                return total
+            epoch, name = answer[0].decode(), answer[1].decode()
+            rows = [answer[at : at + 5] for at in range(3, len(answer), 5)]
+            settlements = [self._reaped(row, epoch) for row in rows]
+            words: list[Argument] = [epoch, f"{time.time_ns()}", len(settlements)]
+            for settlement in settlements:
+                words += settle_arguments(settlement)
+            await self._shard.run("settle", words)
+            total += len(rows)
+            log.warning("worker reaped", worker=name, epoch=epoch, items=len(rows), shard=self._shard.number)
+
+    def _reaped(self, row: list[bytes], epoch: str) -> Settlement:
+        key, letter, stamp, poison, value = row
+        _, flow, destination, *policy = stamp.decode().split("\n")
+        message_id, index = keys.item_parts(key)
+        now = int(time.time() * 1000)
+        envelope = content.unpack_envelope(message_id, value) if value else None
+        message = Message(envelope, b"") if envelope else damaged(message_id, keys.CLASS_NAME[letter.decode()], index)
+        item = QueueItem(message, index, flow, destination, State(), self._shard.number, epoch)
+        if policy and envelope is not None and policy[0] != "retry":
+            return self._unknown(item, policy[0], now)
+        if envelope is not None and int(poison) >= 4:
+            reason = "five claims ended without a result"
+            return Settlement(item, "reaped", event_of(item, "held", now, reason=reason))
+        return Settlement(item, "reaped")
+
+    @staticmethod
+    def _unknown(item: QueueItem, policy: str, now: int) -> Settlement:
+        """The worker died between the final dot and its reply."""
+        event = event_of(item, "unknown", now, reason="the worker died after the final dot", phase="END_OF_DATA")
+        if policy.startswith("once:") and item.state.unknowns == 0:
+            due = now + int(policy[5:]) * 1000
+            return Settlement(item, "again", event, due, State(attempts=1, unknowns=1, at=now))
+        return Settlement(item, "final", event)
+
+    # ── delay notices and expiry ───────────────────────────────────────────────────────────────────────────────
+
+    async def look(self) -> int:
+        """Messages whose delay notice or expiry is due. Returns how many were looked at."""
+        total = 0
+        while True:
+            rows = await self._shard.run("look_at", [100, LOOK_AGAIN_MS])
+            for at in range(0, len(rows), 2):
+                await self._look_at(rows[at].decode(), rows[at + 1])
+            total += len(rows) // 2
+            if len(rows) < 200:
+                return total
+
+    async def _look_at(self, message_id: str, value: bytes) -> None:
+        envelope = content.unpack_envelope(message_id, value)
+        now = int(time.time() * 1000)
+        if now >= envelope.expires_at:
+            await self.withdraw(envelope, "close", "expired", "delivery time expired", "failed")
+        elif envelope.notify_after and now >= envelope.notify_after:
+            await self.withdraw(envelope, "delay", "", "", "delayed", look_at=envelope.expires_at)
+        else:
+            await self.withdraw(envelope, "delay", "", "", "", look_at=envelope.notify_after or envelope.expires_at)
+
+    async def withdraw(
+        self,
+        envelope: Envelope,
+        verb: str,
+        kind: str,
+        reason: str,
+        action: str = "",
+        *,
+        look_at: int = 0,
+        only: set[int] | None = None,
+    ) -> int:
+        """close | delay | hold | release the recipients (``only`` these indexes) that no worker holds; see
+        lua/withdraw.lua. Returns how many it applied to."""
+        now = int(time.time() * 1000)
+        indexes = [i for i in range(len(envelope.recipients)) if only is None or i in only]
+        states = await self._states(envelope.id, indexes) if action or kind else {}
+        words: list[Argument] = [verb, look_at or "", envelope.id]
+        words += [keys.flow_name(envelope.class_, envelope.account, envelope.campaign), len(indexes)]
+        for index in indexes:
+            state = states.get(index, State())
+            item = QueueItem(Message(envelope, b""), index, "", domain_of(envelope.recipients[index]), state)
+            event = event_of(item, kind, now, reason=reason).to_json() if kind else b""
+            record = self._record(envelope, index, state, action, now) if action else b""
+            words += [item.key, item.destination, event, record]
+        return int(await self._shard.run("withdraw", words))
+
+    async def _states(self, message_id: str, indexes: list[int]) -> dict[int, State]:
+        if not indexes:
+            return {}
+        names = [self._shard.prefix.encode() + b"s:" + keys.item(message_id, index) for index in indexes]
+        return dict(zip(indexes, map(unpack_state, await self._shard.command("MGET", *names)), strict=True))
+
+    # ── DSNs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def notices(self, most: int = 50) -> list[Notice]:
+        rows = await self._shard.run("notices", [most, LOOK_AGAIN_MS])
+        return [await self._notice(row) for row in rows]
+
+    async def _notice(self, row: list[bytes]) -> Notice:
+        message_id, token, value, *records = row
+        message = None
+        if value:
+            try:
+                dictionary = self._decoder.lacks(value)
+                if dictionary is not None:
+                    stored = await self._shard.command("GET", self._shard.prefix.encode() + b"d:" + dictionary)
+                    self._decoder.add(dictionary, stored or b"")
+                message = self._decoder.decode(message_id.decode(), value)
+            except Exception as error:
+                log.error("message damaged", id=message_id.decode(), why=str(error))
+                message = Message(content.unpack_envelope(message_id.decode(), value), b"")
+        return Notice(self._shard.number, message_id.decode(), token.decode(), message, tuple(records))
+
+    async def notified(self, notice: Notice, dsns: list[Put]) -> bool:
+        """Queues the DSNs and forgets their records in one step; False when another process did so."""
+        words: list[Argument] = [notice.id, notice.token, len(notice.records), len(dsns)]
+        for dsn in dsns:
+            words += dsn.arguments(b"")
+        return bool(await self._shard.run("notified", words))
+
+    # ── tidying ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def tidy(self, events_keep: int) -> None:
+        """Old answers of writers and workers (a day), stale virtual times, the event stream's tail."""
+        await self._shard.command("XTRIM", self._shard.events, "MAXLEN", "~", events_keep)
+        horizon = time.time() * 1000 - 86_400_000
+        for name in ("put", "settled"):
+            cursor: object = b"0"
+            while True:
+                cursor, page = await self._shard.command("HSCAN", self._shard.prefix + name, cursor, "COUNT", 500)  # type: ignore[arg-type]
+                rows = zip(page[::2], page[1::2], strict=True)
+                old = [field for field, value in rows if float(value.split(b" ", 2)[1]) < horizon]
+                if old:
+                    await self._shard.command("HDEL", self._shard.prefix + name, *old)
+                if int(cursor) == 0:  # type: ignore[call-overload]
+                    break
+
+
+def event_of(item: QueueItem, kind: str, now: int, *, reason: str = "", phase: str = "") -> Event:
+    """An event about a recipient that no session speaks of."""
+    envelope = item.message.envelope
+    return Event(
+        kind=kind,
+        at=now,
+        id=envelope.id,
+        account=envelope.account,
+        campaign=envelope.campaign,
+        class_=envelope.class_,
+        metadata=envelope.metadata,
+        reverse_path=envelope.reverse_path,
+        recipient=item.recipient,
+        index=item.index,
+        action="failed" if kind == "expired" else "",
+        status="4.4.7" if kind == "expired" else "",
+        diagnostic_code=f"smtp; {item.state.reply}" if item.state.reply else "",
+        source=item.state.source,
+        destination=item.destination,
+        attempt=item.state.attempts,
+        phase=phase,
+        received_at=envelope.received_at,
+        reason=reason,
+    )

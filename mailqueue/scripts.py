@@ -1,0 +1,95 @@
+"""The gate to Redis: connections without automatic retries, scripts by SHA, foreign exceptions translated.
+
+redis-py repeats a command after a lost answer by default; a script of ours that is not told to be repeated must not
+be. So retries are off, and whoever may repeat does so knowingly (:mod:`mailqueue.batch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis import exceptions as redis_errors
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from mailqueue import keys
+from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
+
+VERBS = ("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop")
+Argument = bytes | str | int | float
+
+
+def connect(url: str, password: str | None = None, *, timeout: float | None = 10.0) -> aioredis.Redis:
+    """One client with one connection; ``timeout`` seconds for each answer, None = for ever (blocking commands)."""
+    client = aioredis.Redis.from_url(
+        url,
+        password=password,
+        single_connection_client=False,
+        max_connections=4,
+        socket_timeout=timeout,
+        socket_connect_timeout=5.0,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        health_check_interval=0,
+        protocol=2,
+    )
+    client.response_callbacks.clear()  # answers as the server gives them; this package gives them their meaning
+    return client
+
+
+def translated(error: BaseException) -> Exception:
+    """Our exception for one of the client's: down (worth repeating) or an answer (not worth it)."""
+    if isinstance(error, redis_errors.ResponseError):
+        text = str(error)
+        if text.startswith("LOST"):
+            return LeaseLost(text)
+        if text.startswith(("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF")):
+            return QueueDown(text)
+        return ServerAnswer(text)
+    return QueueDown(f"{type(error).__name__}: {error}")
+
+
+FOREIGN = (redis_errors.RedisError, OSError, asyncio.TimeoutError)
+
+
+class Shard:
+    """One shard of the queue: its number, its keys, its scripts on one client."""
+
+    def __init__(self, client: aioredis.Redis, number: int, sources: dict[str, str]) -> None:
+        self.client = client
+        self.number = number
+        self.prefix = keys.prefix(number)
+        self.events = keys.events(number)
+        self._sources = sources
+        self._sha = {verb: hashlib.sha1(text.encode()).hexdigest() for verb, text in sources.items()}  # noqa: S324
+
+    async def run(self, verb: str, arguments: Sequence[Argument]) -> Any:
+        """Runs a verb once. Raises QueueDown (carried out or not: unknown), LeaseLost, ServerAnswer."""
+        try:
+            try:
+                return await self._execute("EVALSHA", self._sha[verb], arguments)
+            except redis_errors.NoScriptError:
+                return await self._execute("EVAL", self._sources[verb], arguments)
+        except FOREIGN as error:
+            raise translated(error) from error
+
+    async def _execute(self, command: str, script: str, arguments: Sequence[Argument]) -> Any:
+        return await self.client.execute_command(command, script, 2, self.prefix, self.events, *arguments)  # type: ignore[no-untyped-call]
+
+    async def command(self, *words: Argument) -> Any:
+        try:
+            return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+        except FOREIGN as error:
+            raise translated(error) from error
+
+
+def load_sources() -> dict[str, str]:
+    """The verbs' texts, each with the prelude in front; read from package data when a queue is opened."""
+    folder = resources.files("mailqueue") / "lua"
+    prelude = (folder / "prelude.lua").read_text(encoding="utf-8")
+    return {verb: prelude + (folder / f"{verb}.lua").read_text(encoding="utf-8") for verb in VERBS}

@@ -1,0 +1,373 @@
+"""The claiming side of one shard in one process: tickets, claims, settlements, and the lease they rest on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+import structlog
+
+from mailqueue import content, keys
+from mailqueue.batch import Batch
+from mailqueue.errors import LeaseLost, QueueDown
+from mailqueue.events import Event
+from mailqueue.message import Envelope, Message, QueueItem, State
+from mailqueue.scripts import FOREIGN, Argument, Shard
+
+TICKET_SECONDS = 60.0
+CACHE_BYTES = 64 * 1024 * 1024  # contents of messages with several recipients, kept between claims
+log = structlog.get_logger("queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to claim from one flow's queue for one destination; good for a minute, or until it is given back."""
+
+    shard: int
+    class_: str
+    group: str
+    flow: str
+    destination: str
+    due: int  # items due when it was given
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """``transactions`` to be sent now with at most ``recipients`` each; 0 gives the ticket back."""
+
+    ticket: Ticket
+    transactions: int
+    recipients: int = 1
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    items: tuple[QueueItem, ...]
+    left: int  # items still due behind the ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of an item. ``final``: closed · ``again``: back in the queue at ``due`` (ms) with ``state`` ·
+    ``back``: as it was, never attempted · ``hold``: out of the way until released · ``reaped``: see lua/settle.lua."""
+
+    item: QueueItem
+    kind: Literal["final", "again", "back", "hold", "reaped"]
+    event: Event | None = None
+    due: int = 0
+    state: State | None = None
+    record: bytes = b""  # what a DSN will say
+    record_due: int = 0
+
+
+_KIND = {"final": "d", "again": "r", "back": "b", "hold": "h", "reaped": "p"}
+
+
+def settle_arguments(settlement: Settlement) -> list[Argument]:
+    item = settlement.item
+    return [
+        _KIND[settlement.kind],
+        item.key,
+        item.flow,
+        item.destination,
+        keys.CLASS_LETTER[item.message.envelope.class_],
+        settlement.due,
+        pack_state(settlement.state) if settlement.state else b"",
+        settlement.event.to_json() if settlement.event else b"",
+        settlement.record,
+        settlement.record_due,
+    ]
+
+
+def pack_state(state: State) -> bytes:
+    return orjson.dumps([state.attempts, state.unknowns, state.reply, state.source, state.at])
+
+
+def unpack_state(data: bytes) -> State:
+    return State(*orjson.loads(data)) if data else State()
+
+
+class Worker:
+    """One shard's worker. ``start`` joins; ``stop`` gives back what was claimed and not settled."""
+
+    def __init__(self, shard: Shard, *, name: str, lease_seconds: float, bell: Shard) -> None:
+        self.shard = shard
+        self.epoch = ""
+        self._name = name
+        self._lease = lease_seconds
+        self._bell_connection = bell
+        self._until = 0.0  # monotonic end of the lease, counted from when it was asked for
+        self._on_lost: Callable[[str], None] = lambda _epoch: None
+        self._held: dict[bytes, QueueItem] = {}
+        self._decoder = content.Decoder()
+        self._cache: OrderedDict[str, Message] = OrderedDict()
+        self._cached = 0
+        self._rung = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._claims: Batch[ClaimRequest, Claimed] = Batch(self._claim, most=64)
+        self._settlements: Batch[Settlement, str] = Batch(self._settle, most=200)
+        self._marks: Batch[tuple[QueueItem, str], bool] = Batch(self._mark, most=200)
+
+    # ── lease ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, on_lost: Callable[[str], None]) -> None:
+        """Joins; ``on_lost(epoch)`` is called when a lease was lost: what it held must not be sent."""
+        self._on_lost = on_lost
+        await self._join()
+        self._tasks = [asyncio.create_task(self._heartbeat()), asyncio.create_task(self._listen())]
+
+    async def _join(self) -> None:
+        asked = asyncio.get_running_loop().time()
+        answer = await self.shard.run("worker", ["join", int(self._lease * 1000), self._name])
+        self.epoch, self._until = _text(answer), asked + self._lease
+
+    def holds(self, item: QueueItem, margin: float = 1.0) -> bool:
+        """Whether the item is still ours for ``margin`` seconds, by this machine's monotonic clock."""
+        return item.epoch == self.epoch and asyncio.get_running_loop().time() + margin < self._until
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease / 4)
+            asked = asyncio.get_running_loop().time()
+            try:
+                alive = await self.shard.run("worker", ["extend", self.epoch, int(self._lease * 1000)])
+                if alive:
+                    self._until = asked + self._lease
+                else:
+                    await self._lose()
+            except QueueDown as down:
+                log.warning("lease not extended", shard=self.shard.number, why=str(down))
+
+    async def _lose(self) -> None:
+        lost, held = self.epoch, len(self._held)
+        self._held.clear()
+        log.warning("lease lost", shard=self.shard.number, epoch=lost, items=held)
+        await self._join()
+        self._on_lost(lost)
+
+    async def stop(self, patience: float = 10.0) -> None:
+        """Settles what waits, returns what is still held, leaves. Raises nothing: the reaper does what this can't."""
+        for task in self._tasks:
+            task.cancel()
+        for item in list(self._held.values()):
+            self.settle(Settlement(item, "back"))
+        await self._settlements.close(patience)
+        await self._claims.close()
+        await self._marks.close()
+        with suppress(Exception):
+            await asyncio.wait_for(self.shard.run("worker", ["leave", self.epoch]), 2.0)
+
+    # ── wake-ups ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _listen(self) -> None:
+        pause = 0.05
+        while True:
+            channel = self._bell_connection.client.pubsub()
+            try:
+                await channel.subscribe(self.shard.prefix + "bell")
+                while True:
+                    if await channel.get_message(timeout=None) is not None:
+                        self._rung.set()
+                        pause = 0.05
+            except FOREIGN as error:
+                log.warning("bell lost", shard=self.shard.number, why=str(error))
+            finally:
+                with suppress(Exception):
+                    await channel.aclose()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+            self._rung.set()  # whatever rang meanwhile was not heard
+
+    async def rung(self, timeout: float | None) -> None:
+        """Returns when the bell rang since the last ``due``, or after ``timeout`` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._rung.wait()
+
+    # ── verbs ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def due(
+        self, wanted: Mapping[str, int], blocked: Collection[str] = (), quantum: int = 500
+    ) -> tuple[list[Ticket], float | None, int]:
+        """(tickets, seconds until the next look or None = the bell, version of the stops)."""
+        self._rung.clear()
+        words: list[Argument] = [int(TICKET_SECONDS * 1000), quantum]
+        words += [wanted.get(class_, 0) for class_ in keys.CLASS_LETTER]
+        words += [len(blocked), *blocked]
+        wait, stops, *rows = await self.shard.run("due", words)
+        tickets = [
+            Ticket(
+                self.shard.number,
+                keys.CLASS_NAME[rows[at].decode()],
+                rows[at + 1].decode(),
+                rows[at + 2].decode(),
+                rows[at + 3].decode(),
+                int(rows[at + 4]),
+            )
+            for at in range(0, len(rows), 5)
+        ]
+        return tickets, None if int(wait) < 0 else int(wait) / 1000, int(stops)
+
+    async def claim(self, request: ClaimRequest) -> Claimed:
+        """Raises LeaseLost (try again later)."""
+        return await self._claims.add(request)
+
+    def give_back(self, ticket: Ticket) -> None:
+        future = self._claims.add(ClaimRequest(ticket, 0))
+        future.add_done_callback(lambda done: done.exception() if not done.cancelled() else None)
+
+    def settle(self, settlement: Settlement) -> asyncio.Future[str]:
+        """Repeated until the server answers; the future's letter is explained in lua/settle.lua."""
+        self._held.pop(settlement.item.key, None)
+        future = self._settlements.add(settlement)
+        future.add_done_callback(lambda done: done.exception() if not done.cancelled() else None)
+        return future
+
+    async def mark(self, item: QueueItem) -> bool:
+        """Before the final dot of an item that must not go out twice: on disk when this returns True."""
+        return await self._marks.add((item, item.message.envelope.unknown))
+
+    async def stop_sending(self, key: str, until: int, reason: str, event: Event | None = None) -> None:
+        """suspend: see lua/stop.lua for the keys; ``until`` Unix ms, 0 = until resumed."""
+        await self.shard.run("stop", ["suspend", key, until, reason, event.to_json() if event else b""])
+
+    async def assign(self, destination: str, group: str) -> None:
+        """The destination belongs to this provider group from now on."""
+        await self.shard.run("stop", ["group", destination, group, "", b""])
+
+    async def stops(self) -> dict[str, int]:
+        answer = await self.shard.command("HGETALL", self.shard.prefix + "stop")
+        pairs = zip(answer[::2], answer[1::2], strict=True)
+        return {key.decode(): int(value.split(b" ", 1)[0]) for key, value in pairs}
+
+    # ── batches ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _claim(self, number: int, requests: list[ClaimRequest]) -> list[Claimed | Exception]:
+        words: list[Argument] = [self.epoch, number, int(TICKET_SECONDS * 1000), len(requests)]
+        epoch = self.epoch
+        for request in requests:
+            ticket = request.ticket
+            words += [keys.CLASS_LETTER[ticket.class_], ticket.flow, ticket.destination]
+            words += [request.transactions, request.recipients, "1" if request.keep else "0"]
+        try:
+            answers, contents = await self.shard.run("claim", words)
+        except LeaseLost:
+            await self._lose()
+            raise
+        values = {contents[at].decode(): contents[at + 1] for at in range(0, len(contents), 2)}
+        messages = await self._messages(answers, values)
+        return [
+            self._claimed(request, answer, messages, epoch) for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    def _claimed(
+        self, request: ClaimRequest, answer: list[Any], messages: Mapping[str, Message], epoch: str
+    ) -> Claimed:
+        items = []
+        for at in range(1, len(answer), 2):
+            message_id, index = keys.item_parts(answer[at])
+            message = messages.get(message_id)
+            ticket = request.ticket
+            if message is None:
+                self._hold_damaged(answer[at], ticket, epoch)
+                continue
+            state = unpack_state(answer[at + 1])
+            item = QueueItem(message, index, ticket.flow, ticket.destination, state, ticket.shard, epoch)
+            self._held[item.key] = item
+            items.append(item)
+        return Claimed(tuple(items), int(answer[0]))
+
+    async def _messages(self, answers: Sequence[list[Any]], values: dict[str, bytes]) -> dict[str, Message]:
+        """Message by id of all that was claimed; those with several recipients come from the cache or by MGET."""
+        wanted = {answer[at][:-2].decode() for answer in answers for at in range(1, len(answer), 2)}
+        found = {message_id: self._cache[message_id] for message_id in wanted if message_id in self._cache}
+        for message_id in found:
+            self._cache.move_to_end(message_id)
+        missing = [message_id for message_id in wanted if message_id not in found and message_id not in values]
+        if missing:
+            fetched = await self.shard.command(
+                "MGET", *(f"{self.shard.prefix}m:{message_id}" for message_id in missing)
+            )
+            values.update({m: value for m, value in zip(missing, fetched, strict=True) if value})
+        for message_id, value in values.items():
+            try:
+                message = await self._decode(message_id, value)
+            except ValueError as error:
+                log.error("message damaged", id=message_id, why=str(error))
+                continue
+            found[message_id] = message
+            if message_id in missing:
+                self._remember(message_id, message)
+        return found
+
+    async def _decode(self, message_id: str, value: bytes) -> Message:
+        dictionary = self._decoder.lacks(value)
+        if dictionary is not None:
+            stored = await self.shard.command("GET", self.shard.prefix.encode() + b"d:" + dictionary)
+            if stored is None:
+                raise ValueError(f"dictionary {dictionary.hex()} is gone")
+            self._decoder.add(dictionary, stored)
+        return self._decoder.decode(message_id, value)
+
+    def _remember(self, message_id: str, message: Message) -> None:
+        self._cache[message_id] = message
+        self._cached += len(message.content)
+        while self._cached > CACHE_BYTES and len(self._cache) > 1:
+            _, old = self._cache.popitem(last=False)
+            self._cached -= len(old.content)
+
+    def _hold_damaged(self, key: bytes, ticket: Ticket, epoch: str) -> None:
+        """What can't be read is kept for people to look at, not tried for ever and not lost."""
+        message_id, index = keys.item_parts(key)
+        item = QueueItem(
+            damaged(message_id, ticket.class_, index),
+            index,
+            ticket.flow,
+            ticket.destination,
+            State(),
+            ticket.shard,
+            epoch,
+        )
+        event = Event(
+            kind="held",
+            at=int(time.time() * 1000),
+            id=message_id,
+            index=index,
+            destination=ticket.destination,
+            reason="stored message is damaged",
+        )
+        self.settle(Settlement(item, "hold", event))
+
+    async def _settle(self, number: int, settlements: list[Settlement]) -> list[str | Exception]:
+        epochs = dict.fromkeys(settlement.item.epoch for settlement in settlements)
+        letters: dict[str, list[str]] = {}
+        for epoch in epochs:
+            mine = [settlement for settlement in settlements if settlement.item.epoch == epoch]
+            words: list[Argument] = [epoch, number, len(mine)]
+            for settlement in mine:
+                words += settle_arguments(settlement)
+            letters[epoch] = list(_text(await self.shard.run("settle", words)))
+        return [letters[settlement.item.epoch].pop(0) for settlement in settlements]
+
+    async def _mark(self, _number: int, entries: list[tuple[QueueItem, str]]) -> list[bool | Exception]:
+        words: list[Argument] = ["mark", self.epoch]
+        for item, policy in entries:
+            words += [item.key, policy]
+        answer = await self.shard.run("worker", words)
+        return [bool(int(word)) for word in answer]
+
+
+def damaged(message_id: str, class_: str, index: int) -> Message:
+    """Stands for a message whose stored form can't be read."""
+    return Message(Envelope(message_id, "", "", ("",) * (index + 1), 0, 0, class_), b"")
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
