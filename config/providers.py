@@ -156,12 +156,11 @@ def _rule(name: str, default: LimitsBlock, block: ProviderBlock) -> ProviderRule
             own = getattr(default, key)
         return own
 
-    sources = {
-        address: {key: setting for key in SourceBlock.model_fields if (setting := getattr(changes, key)) is not None}
-        for each in (default.sources, block.sources)
-        for spelled, changes in each.items()
-        for address in expand(spelled)
-    }
+    sources: dict[str, dict[str, Any]] = {}
+    for spelled, changes in (default if name == "default" else block).sources.items():
+        given = {key: setting for key in SourceBlock.model_fields if (setting := getattr(changes, key)) is not None}
+        for address in expand(spelled):
+            sources.setdefault(address, {}).update(given)
     return ProviderRule(
         name=name,
         **{key: value(key) for key in LIMITS},

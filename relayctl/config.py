@@ -47,7 +47,7 @@ def show(
     for key, value in leaves(loaded.settings):
         origin = loaded.origins[key]
         table.add_row(Text(key), Text(_spelled(value)), Text(origin), style="dim" if origin == "default" else None)
-    Console(width=None if os.isatty(1) else 200, highlight=False).print(table)
+    Console(width=None if os.isatty(1) else 400, highlight=False).print(table)
 
 
 def load_or_exit(path: Path | None) -> Loaded:
