@@ -22,7 +22,7 @@ from relayd.accounts import Accounts
 from relayd.auth import Authenticator
 from relayd.handler import Submission, SubmissionHandler, Terms
 from relayd.listener.gate import Census, Gate
-from relayd.listener.session import SessionProtocol, Surroundings
+from relayd.listener.session import SessionProtocol, Surroundings, mould
 from relayd.listener.submission import SubmissionSession
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
@@ -171,7 +171,7 @@ class Relayd:
             authenticator=self._authenticator,
             metrics=self._metrics,
             register=self,
-            tls=tls_context(listener),
+            mould=mould(self._handler, settings.relayd, tls_context(listener), asyncio.get_running_loop()),
         )
 
     def _gate(self, listener: str) -> Gate:

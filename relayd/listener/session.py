@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import structlog
 from aiosmtpd.smtp import SMTP
@@ -35,7 +35,7 @@ COMMAND_OCTETS_OF: Mapping[str, int] = {
     "RCPT": 2048,
     "AUTH": 12_288,  # RFC 4954 §4
 }
-LINE_OCTETS = max(COMMAND_OCTETS_OF.values())
+LINE_OCTETS = max(COMMAND_OCTETS_OF.values()) + 2
 _REPLIES_HELD = 64
 _WEB = frozenset({"GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "HOST:"})
 
@@ -72,26 +72,43 @@ class Surroundings:
     authenticator: Authenticator
     metrics: ListenerMetrics
     register: Register
-    tls: SSLContext | None = None
+    mould: Mapping[str, object]  # see :func:`mould`
+
+
+def mould(
+    handler: object, settings: RelaydSettings, tls: SSLContext | None, loop: asyncio.AbstractEventLoop
+) -> Mapping[str, object]:
+    """What aiosmtpd's constructor leaves in an object; every session begins as a copy of it."""
+    return vars(
+        SMTP(
+            handler,
+            data_size_limit=settings.max_message_bytes,
+            hostname=settings.hostname,
+            tls_context=tls,
+            timeout=settings.idle_seconds,
+            loop=loop,
+        )
+    )
 
 
 class SessionProtocol(SMTP):
     """The loop without verbs. `busy` is true from an accepted MAIL to the reply that ends the transaction."""
 
-    line_length_limit = READ_AHEAD  # aiosmtpd makes this the reader's limit
+    verbs: ClassVar[tuple[str, ...]] = ()  # what smtp_* methods there are; set for each concrete class
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.verbs = tuple(name.removeprefix("smtp_") for name in dir(cls) if name.startswith("smtp_"))
 
     def __init__(self, around: Surroundings, address: str, loop: asyncio.AbstractEventLoop) -> None:
-        settings = around.settings
-        # aiosmtpd keeps this dict on the class and clears it here, for all connections: shadow it first.
-        self.command_size_limits: dict[str, int] = {}
-        super().__init__(
-            around.handler,
-            data_size_limit=settings.max_message_bytes,
-            hostname=settings.hostname,
-            tls_context=around.tls,
-            timeout=settings.idle_seconds,
-            loop=loop,
+        # SMTP.__init__ ran once, for the mould: its introspection would cost more than all else of a connection.
+        self.__dict__.update(around.mould)
+        asyncio.StreamReaderProtocol.__init__(
+            self, asyncio.StreamReader(READ_AHEAD, loop), client_connected_cb=self._cb_client_connected, loop=loop
         )
+        self._smtp_methods = {verb: getattr(self, "smtp_" + verb) for verb in self.verbs}
+        # aiosmtpd keeps this dict on the class, for all connections: shadow it.
+        self.command_size_limits: dict[str, int] = {}
         self._reset_command_sizes()
         self.around = around
         self.address = address

@@ -1,0 +1,182 @@
+"""What the listener's tests stand on: a queue that writes down, a relayd on an ephemeral port, a raw client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+from argon2 import PasswordHasher
+from prometheus_client import CollectorRegistry
+
+from config.settings import Settings
+from mailqueue.events import Event
+from mailqueue.message import Message
+from relayd.server import Relayd
+
+PASSWORD = "correct horse"
+HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    kind: str
+    id: str
+
+
+@dataclass(slots=True)
+class RecordingQueue:
+    """Says what `verdict` says; `gate` holds puts back, `failure` is raised."""
+
+    accepting: bool = True
+    verdict: str = "queued"
+    failure: Exception | None = None
+    gate: asyncio.Event | None = None
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    messages: list[Message] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    clients: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    async def put(self, message: Message, idempotency_key: str | None = None, client: str = "") -> Kept:
+        self.begun.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.keys.append(idempotency_key)
+        self.clients.append(client)
+        if self.verdict == "queued":
+            self.messages.append(message)
+        return Kept(self.verdict, message.envelope.id if self.verdict != "duplicate" else "firstid")
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def content(self) -> bytes:
+        """Of the only message, without our Received field."""
+        (message,) = self.messages
+        assert message.content.startswith(b"Received: from ")
+        rest = message.content
+        for _ in range(3):
+            rest = rest.partition(b"\r\n")[2]
+        return rest
+
+
+def settings(*, tls: tuple[str, str] | None = None, network: bool = True, **relayd: Any) -> Settings:
+    """One listener on 127.0.0.1; account `app` by network (unless network=False) and `user` by password."""
+    listener: dict[str, Any] = {"name": "a", "address": "127.0.0.1", "port": 0, "tls": "none"}
+    if tls is not None:
+        listener |= {"tls": "starttls", "certificate": tls[0], "key": tls[1]}
+    accounts: list[dict[str, Any]] = [{"name": "user", "password_hash": HASH, "class": "transactional"}]
+    if network:
+        accounts.append({"name": "app", "networks": ["127.0.0.0/16"], "classes": ["transactional"]})
+    return Settings.model_validate(
+        {"relayd": {"hostname": "relay.test", "listeners": [listener], **relayd}, "accounts": accounts}
+    )
+
+
+@dataclass(slots=True)
+class House:
+    relayd: Relayd
+    queue: RecordingQueue
+    registry: CollectorRegistry
+    clients: list[Client] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return self.relayd.addresses["a"][1]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, {"service": "esmtp_listener", **labels}) or 0.0
+
+    async def connect(self, source: str = "127.0.0.1") -> Client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
+        self.clients.append(Client(reader, writer))
+        return self.clients[-1]
+
+
+@dataclass(slots=True)
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, text: str | bytes) -> None:
+        self.writer.write(text.encode("latin-1") if isinstance(text, str) else text)
+        await self.writer.drain()
+
+    async def reply(self) -> str:
+        """One whole reply, lines joined by LF; "" at the end of input."""
+        lines = []
+        while line := (await self.reader.readline()).decode():
+            assert line.endswith("\r\n")
+            lines.append(line[:-2])
+            if line[3] == " ":
+                break
+        return "\n".join(lines)
+
+    async def ask(self, command: str) -> str:
+        await self.send(command + "\r\n")
+        return await self.reply()
+
+    async def hello(self) -> None:
+        assert (await self.reply()).startswith("220 ")
+        assert (await self.ask("EHLO client.example")).startswith("250-relay.test")
+
+    async def upgrade(self) -> None:
+        """STARTTLS and the second EHLO."""
+        assert (await self.ask("STARTTLS")).startswith("220 ")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        await self.writer.start_tls(context)
+        self.reader._transport = self.writer.transport  # type: ignore[attr-defined]  # missing in 3.11
+        assert "AUTH PLAIN LOGIN" in await self.ask("EHLO client.example")
+
+    async def transaction(self, content: str | bytes = "Subject: x\r\n\r\nhi\r\n", to: str = "b@c.example") -> str:
+        """MAIL, RCPT, DATA and content; the last reply."""
+        for command, code in (("MAIL FROM:<a@b.example>", "250"), (f"RCPT TO:<{to}>", "250"), ("DATA", "354")):
+            reply = await self.ask(command)
+            assert reply.startswith(code), reply
+        await self.send(content)
+        await self.send(".\r\n")
+        return await self.reply()
+
+    async def rest(self) -> str:
+        return (await self.reader.read()).decode()
+
+    async def close(self) -> None:
+        self.writer.close()
+
+
+@asynccontextmanager
+async def listening(queue: RecordingQueue | None = None, settings_: Settings | None = None) -> AsyncIterator[House]:
+    registry = CollectorRegistry()
+    queue = queue or RecordingQueue()
+    relayd = Relayd(settings_ or settings(), queue, registry)
+    await relayd.start()
+    house = House(relayd, queue, registry)
+    try:
+        yield house
+    finally:
+        await relayd.stop()
+        for client in house.clients:
+            await client.close()
+        assert relayd.sessions == 0
+        assert house.metric("connection_count") == 0
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    async def timed() -> None:
+        await asyncio.wait_for(scenario, 30)
+
+    uvloop.run(timed())
+
+
+def b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
