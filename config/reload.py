@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from config.providers import Providers
 from config.schema import leaves
 from config.settings import Settings
 
+Guard = Callable[[Loaded], Sequence[str]]  # problems that only this process can see, for instance a lost certificate
 Subscriber = Callable[[Loaded, Loaded], None]  # (old, new): sets what it took from the old one
 
 # Read once, when a process starts; all other keys are taken over at once.
 NEEDS_RESTART = re.compile(
     r"queue\.(url|password|shards|durability|lease_seconds|events_keep|dictionaries)"
-    r"|relayd\.listeners.*"
+    r"|relayd\.listeners(\[\d+\]\.(name|address|port|tls|allow_public))?"
     r"|delivery\.(sandbox|port|hostname|max_in_flight)"
     r"|metrics\..*|log\..*|sandbox\..*"
 )
@@ -34,6 +35,7 @@ class Reloader:
         self._path = path
         self._environ = environ
         self._log = log
+        self._guards: list[Guard] = []
         self._subscribers: list[Subscriber] = []
         self.loaded = loaded
         self.generation = 1
@@ -48,6 +50,10 @@ class Reloader:
     def providers(self) -> Providers:
         return self.loaded.providers
 
+    def guard(self, guard: Guard) -> None:
+        """Asked before each swap; any problem it names, and any OSError or ValueError, keeps the old one in force."""
+        self._guards.append(guard)
+
     def subscribe(self, subscriber: Subscriber) -> None:
         """Called after each good reload, in order of subscription, from the loop's thread; must not block."""
         self._subscribers.append(subscriber)
@@ -56,6 +62,7 @@ class Reloader:
         """True when a new configuration is in force (also one without a difference)."""
         try:
             new = load(self._path, self._environ)
+            self._ask_guards(new)
         except ConfigError as error:
             self._log.error("configuration refused", path=str(self._path), problems=list(error.problems))
             return False
@@ -66,6 +73,16 @@ class Reloader:
         for subscriber in self._subscribers:
             self._tell(subscriber, old, new)
         return True
+
+    def _ask_guards(self, new: Loaded) -> None:
+        problems: list[str] = []
+        for guard in self._guards:
+            try:
+                problems += guard(new)
+            except (OSError, ValueError) as error:
+                problems.append(f"{type(error).__name__}: {error}")
+        if problems:
+            raise ConfigError(problems)
 
     def _say(self, old: Loaded, new: Loaded) -> None:
         changes = differences(old, new)

@@ -131,6 +131,44 @@ def test_differences(tmp_path: Path) -> None:
     assert differences(old, old) == {} and "hunter" not in repr(changes)
 
 
+def test_a_guard_keeps_the_old_configuration(tmp_path: Path) -> None:
+    loaded = loaded_from(tmp_path / "t.toml", "")
+    out = io.StringIO()
+    reloader = Reloader(tmp_path / "t.toml", {}, loaded, logger(out), CollectorRegistry())
+
+    def lost(new: Loaded) -> list[str]:
+        raise FileNotFoundError("no such certificate")
+
+    reloader.guard(lambda new: ["not while it rains"])
+    reloader.guard(lost)
+    assert not reloader.reload() and reloader.loaded is loaded and reloader.generation == 1
+    assert json.loads(out.getvalue())["problems"] == ["not while it rains", "FileNotFoundError: no such certificate"]
+
+
+def logger(out: io.StringIO) -> Any:
+    render = structlog.processors.JSONRenderer()
+    return structlog.wrap_logger(structlog.PrintLogger(out), processors=[render], wrapper_class=structlog.BoundLogger)
+
+
+def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
+    loaded = loaded_from(tmp_path / "t.toml", "")
+    out = io.StringIO()
+    reloader = Reloader(tmp_path / "t.toml", {}, loaded, logger(out), CollectorRegistry())
+
+    def lost(new: Loaded) -> list[str]:
+        raise FileNotFoundError("no such certificate")
+
+    reloader.guard(lambda new: ["not while it rains"])
+    reloader.guard(lost)
+    assert not reloader.reload() and reloader.loaded is loaded and reloader.generation == 1
+    assert json.loads(out.getvalue())["problems"] == ["not while it rains", "FileNotFoundError: no such certificate"]
+
+
+def logger(out: io.StringIO) -> Any:
+    render = structlog.processors.JSONRenderer()
+    return structlog.wrap_logger(structlog.PrintLogger(out), processors=[render], wrapper_class=structlog.BoundLogger)
+
+
 def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
     loaded = loaded_from(tmp_path / "t.toml", "")
     out = io.StringIO()
@@ -139,7 +177,7 @@ def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
         processors=[structlog.processors.JSONRenderer()],
         wrapper_class=structlog.BoundLogger,
     )
-    reloader = Reloader(tmp_path / "t.toml", {}, loaded, log, CollectorRegistry())
+    reloader = Reloader(tmp_path / "t.toml", {}, loaded, logger(out), CollectorRegistry())
     told: list[tuple[Loaded, Loaded]] = []
 
     def broken(old: Loaded, new: Loaded) -> None:
@@ -159,6 +197,9 @@ def test_needs_restart(key: str) -> None:
     assert NEEDS_RESTART.fullmatch(key)
 
 
-@pytest.mark.parametrize("key", ["accounts[0].networks", "delivery.pools[0].sources[0].weight", "providers.google"])
+@pytest.mark.parametrize(
+    "key",
+    ["accounts[0].networks", "relayd.listeners[0].key", "delivery.pools[0].sources[0].weight", "providers.google"],
+)
 def test_taken_over_at_once(key: str) -> None:
     assert not NEEDS_RESTART.fullmatch(key)
