@@ -164,32 +164,6 @@ def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
     assert json.loads(out.getvalue())["problems"] == ["not while it rains", "FileNotFoundError: no such certificate"]
 
 
-def logger(out: io.StringIO) -> Any:
-    render = structlog.processors.JSONRenderer()
-    return structlog.wrap_logger(structlog.PrintLogger(out), processors=[render], wrapper_class=structlog.BoundLogger)
-
-
-def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
-    loaded = loaded_from(tmp_path / "t.toml", "")
-    out = io.StringIO()
-    log = structlog.wrap_logger(
-        structlog.PrintLogger(out),
-        processors=[structlog.processors.JSONRenderer()],
-        wrapper_class=structlog.BoundLogger,
-    )
-    reloader = Reloader(tmp_path / "t.toml", {}, loaded, logger(out), CollectorRegistry())
-    told: list[tuple[Loaded, Loaded]] = []
-
-    def broken(old: Loaded, new: Loaded) -> None:
-        raise RuntimeError("subscriber")
-
-    reloader.subscribe(broken)
-    reloader.subscribe(lambda old, new: told.append((old, new)))
-    assert reloader.reload() and reloader.generation == 2
-    assert told == [(loaded, reloader.loaded)] and reloader.providers is reloader.loaded.providers
-    assert "configuration subscriber failed" in out.getvalue()
-
-
 @pytest.mark.parametrize(
     "key", ["queue.url", "queue.shards", "relayd.listeners[0].address", "metrics.relayd", "delivery.port"]
 )
