@@ -154,14 +154,16 @@ def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
     loaded = loaded_from(tmp_path / "t.toml", "")
     out = io.StringIO()
     reloader = Reloader(tmp_path / "t.toml", {}, loaded, logger(out), CollectorRegistry())
+    told: list[tuple[Loaded, Loaded]] = []
 
-    def lost(new: Loaded) -> list[str]:
-        raise FileNotFoundError("no such certificate")
+    def broken(old: Loaded, new: Loaded) -> None:
+        raise RuntimeError("subscriber")
 
-    reloader.guard(lambda new: ["not while it rains"])
-    reloader.guard(lost)
-    assert not reloader.reload() and reloader.loaded is loaded and reloader.generation == 1
-    assert json.loads(out.getvalue())["problems"] == ["not while it rains", "FileNotFoundError: no such certificate"]
+    reloader.subscribe(broken)
+    reloader.subscribe(lambda old, new: told.append((old, new)))
+    assert reloader.reload() and reloader.generation == 2
+    assert told == [(loaded, reloader.loaded)] and reloader.providers is reloader.loaded.providers
+    assert "configuration subscriber failed" in out.getvalue()
 
 
 @pytest.mark.parametrize(
