@@ -20,6 +20,7 @@ class FlowFacts:
     class_: str
     account: str
     campaign: str
+    pool: str
     open: int  # recipients not yet final
     done: int
     since: int  # ms
@@ -69,10 +70,10 @@ async def flows(shard: Shard) -> list[FlowFacts]:
         facts = text_map(await shard.command("HGETALL", f"{shard.prefix}f:{flow}"))
         if not facts:
             continue
-        letter, account, campaign = name.split("\n")
+        letter, account, campaign, pool = name.split("\n")
         class_ = keys.CLASS_NAME[letter]
         numbers = (int(facts["open"]), int(facts["done"]), int(float(facts["since"])))
-        found.append(FlowFacts(shard.number, flow, class_, account, campaign, *numbers))
+        found.append(FlowFacts(shard.number, flow, class_, account, campaign, pool, *numbers))
     return found
 
 
@@ -126,7 +127,7 @@ async def find(shards: Sequence[Shard], message_id: str) -> tuple[Shard, Envelop
 
 
 async def items(shard: Shard, envelope: Envelope) -> list[ItemFacts]:
-    name = keys.flow_name(envelope.class_, envelope.account, envelope.campaign)
+    name = keys.flow_name(envelope)
     flow = _text(await shard.command("HGET", shard.prefix + "flow", name) or b"")
     epochs = await shard.command("ZRANGE", shard.prefix + "w", 0, -1)
     found = []

@@ -9,7 +9,7 @@ m:<id>                 string    the message: header, envelope, content (:mod:`m
 n:<id>                 string    recipients still open, only where there is more than one
 x                      zset      message ids by the next time somebody must look: delay notice, then expiry (ms)
 s:<item>               string    state after the first failed attempt (JSON)
-flow, f:<flow>         hash      "<class>\\n<account>\\n<campaign>" → flow id; its facts: open, done, since
+flow, f:<flow>         hash      "<class>\\n<account>\\n<campaign>\\n<pool>" → flow id; its facts
 q:<flow>:<dest>        zset      items (id + 2-byte index) by due time (ms)
 r:<lane>:<flow>        zset      destinations by their next time; lane = "<class letter>:<provider group>"
 lf:<lane>, v:<lane>    zset,hash flows in turn; virtual times of those outside, ready flows per account
@@ -34,6 +34,8 @@ from __future__ import annotations
 
 from zlib import crc32
 
+from mailqueue.message import Envelope
+
 SCHEMA = 1
 CLASS_LETTER = {"emergency": "e", "transactional": "t", "bulk": "b"}
 CLASS_NAME = {letter: name for name, letter in CLASS_LETTER.items()}
@@ -51,8 +53,9 @@ def shard_of(message_id: str, shards: int) -> int:
     return crc32(message_id.encode("ascii")) % shards if shards > 1 else 0
 
 
-def flow_name(class_: str, account: str, campaign: str) -> str:
-    return f"{CLASS_LETTER[class_]}\n{account}\n{campaign}"
+def flow_name(envelope: Envelope) -> str:
+    """Of the flow that a message belongs to; all its items share the class, account, campaign and pool."""
+    return f"{CLASS_LETTER[envelope.class_]}\n{envelope.account}\n{envelope.campaign}\n{envelope.pool}"
 
 
 def item(message_id: str, index: int) -> bytes:

@@ -128,7 +128,7 @@ class Reaper:
         indexes = [i for i in range(len(envelope.recipients)) if only is None or i in only]
         states = await self._states(envelope.id, indexes) if action or kind else {}
         words: list[Argument] = [verb, look_at or "", envelope.id]
-        words += [keys.flow_name(envelope.class_, envelope.account, envelope.campaign), len(indexes)]
+        words += [keys.flow_name(envelope), len(indexes)]
         for index in indexes:
             state = states.get(index, State())
             item = QueueItem(Message(envelope, b""), index, "", domain_of(envelope.recipients[index]), state)

@@ -35,6 +35,7 @@ class Ticket:
     flow: str
     destination: str
     due: int  # items due when it was given
+    pool: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +211,9 @@ class Worker:
                 rows[at + 2].decode(),
                 rows[at + 3].decode(),
                 int(rows[at + 4]),
+                rows[at + 5].decode(),
             )
-            for at in range(0, len(rows), 5)
+            for at in range(0, len(rows), 6)
         ]
         return tickets, None if int(wait) < 0 else int(wait) / 1000, int(stops)
 

@@ -110,7 +110,7 @@ def prepare(
     return Put(
         id=envelope.id,
         stored=encoder.encode(message),
-        flow=keys.flow_name(envelope.class_, envelope.account, envelope.campaign),
+        flow=keys.flow_name(envelope),
         destinations=tuple(domain_of(recipient) for recipient in envelope.recipients),
         event=received_event(message, client).to_json(),
         look_at=min(soonest),

@@ -183,7 +183,7 @@ def test_accounts_share_a_lane_whatever_their_campaigns(shared_redis: Any) -> No
                 )
             await asyncio.gather(*(queue.put(message(f"u{n}@d{n}.test", account="chica")) for n in range(60)))
             tickets, _, _ = await worker.due({"bulk": 60})
-            small = (await queue.shards[0].command("HGET", "{q0}:flow", "b\nchica\n")).decode()
+            small = (await queue.shards[0].command("HGET", "{q0}:flow", "b\nchica\n\ndefault")).decode()
             share = sum(ticket.flow == small for ticket in tickets)
             assert 26 <= share <= 34, f"{share} of 60 tickets for one of two accounts"
 
@@ -199,7 +199,7 @@ def test_weights_and_classes(shared_redis: Any) -> None:
             await queue.put(message("sos@d1.test", class_="emergency"))
             tickets, _, _ = await worker.due({"emergency": 1, "bulk": 60})
             assert tickets[0].class_ == "emergency"
-            double = (await queue.shards[0].command("HGET", "{q0}:flow", "b\ndoble\n")).decode()
+            double = (await queue.shards[0].command("HGET", "{q0}:flow", "b\ndoble\n\ndefault")).decode()
             share = sum(ticket.flow == double for ticket in tickets)
             assert 37 <= share <= 43
 

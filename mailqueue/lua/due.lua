@@ -3,7 +3,7 @@
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
 -- transactional, wanted bulk, b, b × provider group without capacity.
 -- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source stops, then per ticket:
--- class letter, group, flow, destination, items due.
+-- class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
 -- ready flows of its account over the account's weight, so that accounts share, not campaigns.
 local lease, quantum = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -82,6 +82,7 @@ local function ticket(lane, class, group)
             answer[#answer + 1] = flow
             answer[#answer + 1] = destination
             answer[#answer + 1] = items
+            answer[#answer + 1] = call('HGET', P .. 'f:' .. flow, 'pool') or ''
             return true
           end
         end

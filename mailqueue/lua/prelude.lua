@@ -2,8 +2,8 @@
 -- script touches one slot); KEYS[2] = the shard's event stream "events:{qN}". Lua spells keys here and nowhere else;
 -- Python spells them in keys.py. Works on Redis 6.2, 7 and Valkey.
 --
--- A flow is (class, account, campaign), named in put by "<class letter>\n<account>\n<campaign>"; its id is
--- "<account number>.<n>". A lane is "<class letter>:<provider group>". In lf:<lane> a flow's score says its state:
+-- A flow is (class, account, campaign, pool), named in put by "<class letter>\n<account>\n<campaign>\n<pool>"; its id
+-- is "<account number>.<n>". A lane is "<class letter>:<provider group>". In lf:<lane> a flow's score says its state:
 --   [0, WAIT)     ready, score = virtual time (start-time fair queueing: least is served next)
 --   [WAIT, PARK)  nothing due before score - WAIT (ms)
 --   PARK          stopped until somebody resumes it
@@ -195,7 +195,7 @@ end
 local function flow_id(name)
   local flow = call('HGET', P .. 'flow', name)
   if flow then return flow end
-  local class, account, campaign = string.match(name, '^([^\n]*)\n([^\n]*)\n([^\n]*)$')
+  local class, account, campaign, pool = string.match(name, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)$')
   local number = call('HGET', P .. 'flow', 'a:' .. account)
   if not number then
     number = call('HINCRBY', P .. 'flow', '#a', 1)
@@ -204,7 +204,7 @@ local function flow_id(name)
   flow = number .. '.' .. call('HINCRBY', P .. 'flow', '#f', 1)
   call('HSET', P .. 'flow', name, flow)
   call('HSET', P .. 'f:' .. flow, 'name', name, 'class', class, 'account', account, 'campaign', campaign,
-    'open', 0, 'done', 0, 'since', now)
+    'pool', pool, 'open', 0, 'done', 0, 'since', now)
   return flow
 end
 
