@@ -56,6 +56,8 @@ async def connect(address: str, port: int, source: str | None, timeout: float) -
 
 
 def _bound(address: str, source: str | None) -> socket.socket:
+    if source is not None and (":" in source) != (":" in address):
+        raise SessionFailed("refused", Phase.CONNECT, f"{address} cannot be reached from {source}")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     if source is None:

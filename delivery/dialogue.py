@@ -82,6 +82,7 @@ class Dialogue:
         self.answered = 0  # replies read
         self._parser = ReplyParser()
         self._awaited: deque[tuple[Phase, int]] = deque([(Phase.GREETING, _SESSION)])
+        self._heard: tuple[Phase, int] | None = None  # whose reply is being looked at
         self._exchange: Exchange | None = None
         self._content_open = False  # between 354 and the final dot
         self._dirty = False  # the peer may still hold a transaction: RSET before the next MAIL
@@ -188,6 +189,8 @@ class Dialogue:
                 self.answered += 1
                 self._hear(reply, events)
         except ProtocolFault as fault:
+            if self._heard is not None:  # what came was no answer to it: it is still the phase we are in
+                self._awaited.appendleft(self._heard)
             self.closing = True
             events.append(Fault(str(fault)))
         return events
@@ -198,7 +201,7 @@ class Dialogue:
         if not self._awaited:
             self._out_of_turn(reply, events)
             return
-        phase, index = self._awaited.popleft()
+        self._heard = phase, index = self._awaited.popleft()
         if self._exchange is None:
             self._session_reply(phase, reply)
             events.append(Answer(phase, reply))
@@ -212,6 +215,7 @@ class Dialogue:
             self._data_reply(self._exchange, reply, events)
         else:
             self._end_reply(self._exchange, reply, events)
+        self._heard = None
 
     def _session_reply(self, phase: Phase, reply: Reply) -> None:
         if phase is Phase.EHLO and reply.positive:
