@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ class RecordingQueue:
     failure: Exception | None = None
     gate: asyncio.Event | None = None
     begun: asyncio.Event = field(default_factory=asyncio.Event)
+    kept: asyncio.Event = field(default_factory=asyncio.Event)
     messages: list[Message] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
@@ -53,6 +55,7 @@ class RecordingQueue:
         self.clients.append(client)
         if self.verdict == "queued":
             self.messages.append(message)
+            self.kept.set()
         return Kept(self.verdict, message.envelope.id if self.verdict != "duplicate" else "firstid")
 
     def emit(self, event: Event) -> None:
@@ -95,6 +98,11 @@ class House:
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, {"service": "esmtp_listener", **labels}) or 0.0
+
+    async def emptied(self) -> None:
+        """No session is left."""
+        await self.relayd._wait_empty(20)
+        assert self.relayd.sessions == 0
 
     async def connect(self, source: str = "127.0.0.1") -> Client:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
@@ -149,6 +157,13 @@ class Client:
 
     async def rest(self) -> str:
         return (await self.reader.read()).decode()
+
+    def reset(self) -> None:
+        """Go with RST instead of FIN."""
+        self.writer.transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+        )
+        self.writer.transport.abort()
 
     async def close(self) -> None:
         self.writer.close()
