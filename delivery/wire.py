@@ -51,7 +51,7 @@ class Wire(asyncio.Protocol):
     def adopt(self, transport: asyncio.Transport) -> None:
         """Write and read through ``transport`` from now on. Paused then means: not all written."""
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=1)  # with 0 the TLS transports pause for ever: they test ≥, not >
 
     async def next(self) -> Event | Gone:
         while not self.ready:

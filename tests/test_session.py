@@ -276,12 +276,9 @@ def test_trouble_at_each_phase(base: dict[str, Any], verb: str, action: Any) -> 
         async with peer({**base, verb: action}) as server, session_with(server, timeouts=short) as session:
             result = await session.send(mail("b@in.test", "c@in.test"))
             code = 421 if isinstance(action, str) else 0
-            if verb == "RCPT" and action is SILENCE and not base:
-                expected = [(0, "rcpt")] * 2  # DATA's 354 comes as the answer to RCPT: out of step
-            elif verb == "MAIL" and action is SILENCE and not base:
-                expected = [(0, "rcpt")] * 2 if result.recipients[0].phase is Phase.RCPT else [(0, "mail")] * 2
-            else:
-                expected = [(code, PHASES[verb])] * 2
+            expected = [(code, PHASES[verb])] * 2
+            if action is SILENCE and not base and verb in ("MAIL", "RCPT"):
+                expected = [(0, "rcpt")] * 2  # the next command's 354 comes as a recipient's answer: out of step
             assert seen(result) == expected
             assert [r.unknown for r in result.recipients] == [verb == "." and code == 0] * 2
             assert all(bool(r.lost) == (code == 0) for r in result.recipients)
