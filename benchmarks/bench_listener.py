@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import logging
 import multiprocessing
+import os
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,7 +22,8 @@ import uvloop
 from aiosmtpd.smtp import SMTP
 from prometheus_client import CollectorRegistry
 
-from config.settings import Settings
+from config import logs
+from config.settings import LogSettings, Settings
 from mailqueue.message import Message
 from relayd.server import Relayd
 
@@ -73,6 +75,9 @@ async def start_ours() -> int:
 
 def serve(kind: str, pipe: Connection) -> None:
     """Tells its port, then its CPU seconds each time it is asked, until it reads None."""
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # log lines are written, nobody reads them
+    logs.configure(LogSettings(level="info"), "relayd")
 
     async def scenario() -> None:
         pipe.send(await (start_stock() if kind == "stock" else start_ours()))

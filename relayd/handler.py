@@ -118,6 +118,16 @@ class SubmissionHandler:
         if verdict.kind == "full":
             return replies.QUEUE_FULL
         self._metrics.messages.inc()
+        log.info(
+            "received",
+            id=verdict.id,
+            verdict=verdict.kind,
+            account=message.envelope.account,
+            reverse_path=message.envelope.reverse_path,
+            recipients=len(message.envelope.recipients),
+            size=len(message.content),
+            client=server.client.address,
+        )
         return replies.duplicate(verdict.id) if verdict.kind == "duplicate" else replies.queued(verdict.id)
 
     def _prepare(self, client: Client, transaction: Transaction, now: float) -> tuple[Message, str | None] | Reply:

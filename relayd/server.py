@@ -21,8 +21,8 @@ from relayd import replies
 from relayd.accounts import Accounts
 from relayd.auth import Authenticator
 from relayd.handler import Submission, SubmissionHandler, Terms
+from relayd.listener.connection import Connection, Surroundings, mould
 from relayd.listener.gate import Census, Gate
-from relayd.listener.session import SessionProtocol, Surroundings, mould
 from relayd.listener.submission import SubmissionSession
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
@@ -84,7 +84,7 @@ class Relayd:
         self._authenticator = Authenticator(self._accounts)
         self._handler = SubmissionHandler(queue, terms(settings), self._metrics)
         self._census = Census()
-        self._sessions: set[SessionProtocol] = set()
+        self._sessions: set[Connection] = set()
         self._empty = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._around: dict[str, Surroundings] = {}
@@ -185,12 +185,12 @@ class Relayd:
         limits = self._settings.relayd
         return self._census.join(address, limits.max_connections, limits.max_connections_per_address)
 
-    def joined(self, session: SessionProtocol) -> None:
+    def joined(self, session: Connection) -> None:
         self._sessions.add(session)
         self._metrics.connections.inc()
         self._metrics.connections_opened.inc()
 
-    def left(self, session: SessionProtocol) -> None:
+    def left(self, session: Connection) -> None:
         if session not in self._sessions:
             return
         self._sessions.remove(session)

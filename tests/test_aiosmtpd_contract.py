@@ -12,7 +12,8 @@ from importlib.metadata import version
 import uvloop
 from aiosmtpd import smtp
 
-from relayd.listener.session import Input, SessionProtocol, mould
+from relayd.listener.connection import Connection, Input, mould
+from relayd.listener.session import SessionProtocol
 from relayd.listener.submission import SubmissionSession
 from tests.listening import settings
 
@@ -66,7 +67,7 @@ def test_every_verb_is_ours() -> None:
     for name in verbs:
         assert getattr(SubmissionSession, name).__module__.startswith("relayd.listener."), name
     for name in ("push", "_handle_client", "eof_received", "_reset_timeout", "_timeout_cb", "_set_post_data_state"):
-        assert name in vars(SessionProtocol) and hasattr(smtp.SMTP, name)
+        assert name in vars(SessionProtocol) | vars(Connection) and hasattr(smtp.SMTP, name)
 
 
 def test_limits_of_commands_are_each_sessions_own() -> None:

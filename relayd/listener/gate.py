@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 from relayd import replies
-from relayd.listener.session import SessionProtocol
+from relayd.listener.connection import Connection
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
 
@@ -56,7 +56,7 @@ class Gate(asyncio.Protocol):
     def __init__(
         self,
         admit: Callable[[str], Reply | None],
-        build: Callable[[str], SessionProtocol],
+        build: Callable[[str], Connection],
         metrics: ListenerMetrics,
     ) -> None:
         self._admit = admit
