@@ -1,0 +1,352 @@
+"""The page: how due mail becomes sessions, and results become settlements.
+
+    pull      one loop a shard asks the queue for tickets while there is capacity, and sleeps until the bell rings
+    route     a ticket's destination → where it goes; no route is a result too
+    offer     the ticket waits at its site (:mod:`delivery.site`), which opens sessions, claims and sends
+    settle    what became of an item goes back to the queue, batched; one log line and the counters go with it
+
+A destination that can't be reached is suspended as a whole: one item is settled as deferred and says why, the others
+stay untouched until the time comes. The engine holds no mail: what it knows is lost with it and costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from config.providers import Providers
+from config.settings import DeliverySettings
+from delivery.attempt import Judge
+from delivery.doors import Doors
+from delivery.metrics import DeliveryMetrics
+from delivery.outcome import Outcome, unroutable
+from delivery.pool import Source, pools_of
+from delivery.router import Route, Router
+from delivery.site import Held, Site
+from ipreputation.store import LimitsDown, LimitStore
+from mailqueue.errors import LeaseLost, QueueDown
+from mailqueue.events import Event
+from mailqueue.logline import say
+from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
+
+TICKETS = {"bulk": 1000, "transactional": 1300, "emergency": 1600}  # held at most; the better class finds room left
+AWAY_SECONDS = (60.0, 120.0, 240.0, 480.0, 600.0)  # a destination nobody answers for is tried again after
+MOST_AWAY = 50_000  # sites and domains remembered as unreachable
+
+log = structlog.get_logger("delivery")
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A site or domain that could not be reached: how often in a row, until when it is left alone, and why."""
+
+    times: int
+    until_ms: int
+    outcome: Outcome
+
+
+class Engine:
+    """One per process; made by the composition root, run until :meth:`stop`."""
+
+    def __init__(
+        self,
+        settings: DeliverySettings,
+        workers: Sequence[Worker],
+        router: Router,
+        providers: Providers,
+        store: LimitStore,
+        judge: Judge,
+        doors: Doors,
+        metrics: DeliveryMetrics,
+    ) -> None:
+        self.store, self.judge, self.doors, self.metrics = store, judge, doors, metrics
+        self.stopping = False
+        self.stopped_sources: Collection[str] = frozenset()
+        self._workers = workers
+        self._router = router
+        self._sites: dict[tuple[str, str], Site] = {}
+        self._away: OrderedDict[tuple[str, str], Away] = OrderedDict()
+        self._starved: set[Site] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._stops: dict[int, int] = {}
+        self._routing = self._in_flight = self._sessions = 0
+        self._rng = random.Random()
+        self.configure(settings, providers)
+
+    def configure(self, settings: DeliverySettings, providers: Providers) -> None:
+        """At start and on reload: new sites follow the new settings, open sessions end under the old ones."""
+        self._settings, self._providers = settings, providers
+        self._pools: Mapping[str, tuple[Source, ...]] = pools_of(settings)
+        self.idle_seconds = settings.timeouts.idle
+        self.recipients = settings.recipients_per_transaction
+
+    async def run(self) -> None:
+        """Until stopped and drained."""
+        for worker in self._workers:
+            await worker.start(self._lease_lost)
+        pulls = [asyncio.create_task(self._pull(worker)) for worker in self._workers]
+        beat = asyncio.create_task(self._heartbeat())
+        try:
+            await asyncio.gather(*pulls)
+            await self._drain()
+        finally:
+            for task in (*pulls, beat, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    def stop(self) -> None:
+        """No more tickets; transactions under way may end."""
+        self.stopping = True
+        self._room.set()
+        for site in self._sites.values():
+            site.wake()
+
+    async def _drain(self) -> None:
+        """Waits for sites and routes to end, at most ``drain_seconds``."""
+        while self._tasks:
+            done, _ = await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
+            if not done:
+                log.warning("drain cut short", sites=len(self._sites), in_flight=self._in_flight)
+                return
+
+    # ── pull ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _pull(self, worker: Worker) -> None:
+        while not self.stopping:
+            wanted = self._wanted()
+            self._room.clear()
+            if not any(wanted.values()):
+                await self._room.wait()
+                continue
+            try:
+                tickets, wait, stops = await worker.due(wanted, self._crowded())
+                await self._note_stops(worker, stops)
+            except QueueDown as down:
+                log.warning("queue away", shard=worker.shard.number, why=str(down))
+                await asyncio.sleep(0.5)
+                continue
+            for ticket in tickets:
+                self._routing += 1
+                self._start(self._route(worker, ticket))
+            if not tickets or wait:
+                await self._nap(worker, wait)
+
+    async def _nap(self, worker: Worker, wait: float | None) -> None:
+        """Until the bell, the time of the next due item, or new capacity."""
+        bell = asyncio.create_task(worker.rung(wait))
+        room = asyncio.create_task(self._room.wait())
+        try:
+            await asyncio.wait({bell, room}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            bell.cancel()
+            room.cancel()
+
+    def _wanted(self) -> dict[str, int]:
+        held = self._routing + sum(len(site.tickets) for site in self._sites.values())
+        self.metrics.waiting.set(held)
+        return {class_: max(most - held, 0) for class_, most in TICKETS.items()}
+
+    def _crowded(self) -> list[str]:
+        return [site.name for site in self._sites.values() if site.rule.roll_up and site.crowded]
+
+    async def _note_stops(self, worker: Worker, version: int) -> None:
+        if self._stops.get(worker.shard.number) != version:
+            stops = await worker.stops()
+            now = time.time() * 1000
+            self.stopped_sources = {
+                key.removeprefix("source:")
+                for key, until in stops.items()
+                if key.startswith("source:") and (until == 0 or until > now)
+            }
+            self._stops[worker.shard.number] = version
+
+    # ── route ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _route(self, worker: Worker, ticket: Ticket) -> None:
+        try:
+            route = await self._router.route(ticket.destination)
+            if route.failure is not None:
+                await self._no_route(worker, ticket, route)
+                return
+            if route.group != ticket.group:
+                await worker.assign(ticket.destination, route.group)
+                ticket = replace(ticket, group=route.group)
+            await self._offer(worker, ticket, route)
+        except (QueueDown, LeaseLost) as down:
+            log.warning("ticket let go", destination=ticket.destination, why=str(down))
+        finally:
+            self._routing -= 1
+            self.room()
+
+    async def _offer(self, worker: Worker, ticket: Ticket, route: Route) -> None:
+        key = (ticket.pool, route.site)
+        away = self._away.get(key)
+        if away is not None and away.until_ms > time.time() * 1000:
+            await self._suspend(worker, ticket, away, route.group)
+            return
+        site = self._sites.get(key)
+        if site is None:
+            site = self._sites[key] = self._open_site(ticket.pool, route)
+            self._start(self._run_site(key, site))
+        if site.crowded and not site.rule.roll_up:
+            return  # the ticket runs out in a minute and the destination's turn comes again
+        site.offer(worker, ticket, route)
+
+    def _open_site(self, pool: str, route: Route) -> Site:
+        sources = self._pools.get(pool)
+        if sources is None:
+            sources = next(iter(self._pools.values()))
+            log.error("pool unknown", pool=pool, allowed=list(self._pools), taken=[s.address for s in sources[:3]])
+        return Site(route.site, pool, self._providers.named(route.group), sources, route, self)
+
+    async def _run_site(self, key: tuple[str, str], site: Site) -> None:
+        while True:
+            await site.run()
+            if not site.tickets:
+                break
+        self._sites.pop(key, None)
+        self._starved.discard(site)
+        self.room()
+
+    # ── no way ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _no_route(self, worker: Worker, ticket: Ticket, route: Route) -> None:
+        """Permanent: every item behind the ticket fails, with its DSN. Temporary: the destination waits."""
+        failure = route.failure
+        assert failure is not None
+        outcome = unroutable(failure.status, failure.text, permanent=failure.permanent)
+        if not failure.permanent:
+            await self._suspend(worker, ticket, self._note_away(("", ticket.destination), outcome), ticket.group)
+            return
+        left = 1
+        while left and not self.stopping:
+            claimed = await worker.claim(ClaimRequest(ticket, 100, 100, keep=True))
+            self.claimed(len(claimed.items))
+            for item in claimed.items:
+                self.settle(worker, self.judge.settlement(item, outcome, ticket.group, int(time.time() * 1000)))
+            left = claimed.left
+
+    def _note_away(self, key: tuple[str, str], outcome: Outcome) -> Away:
+        before = self._away.pop(key, None)
+        times = before.times + 1 if before else 1
+        wait = AWAY_SECONDS[min(times, len(AWAY_SECONDS)) - 1] * self._rng.uniform(0.9, 1.1)
+        away = self._away[key] = Away(times, int((time.time() + wait) * 1000), outcome)
+        if len(self._away) > MOST_AWAY:
+            self._away.popitem(last=False)
+        return away
+
+    async def unreachable(self, site: Site, held: Sequence[Held], outcome: Outcome) -> None:
+        """No host of the site lets us in."""
+        away = self._note_away((site.pool, site.name), outcome)
+        until = round(away.until_ms / 1000 - time.time())
+        log.warning("site unreachable", site=site.name, times=away.times, seconds=until, why=outcome.diagnostic)
+        for one in held:
+            await self._suspend(one.worker, one.ticket, away, site.rule.name)
+        self.room()
+
+    def reached(self, site: Site) -> None:
+        self._away.pop((site.pool, site.name), None)
+
+    async def _suspend(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
+        """The destination waits; one item says why."""
+        now = int(time.time() * 1000)
+        why = away.outcome.diagnostic
+        event = Event(
+            "suspended", now, destination=ticket.destination, provider=provider, reason=why, next_at=away.until_ms
+        )
+        await worker.stop_sending(f"destination:{ticket.destination}", away.until_ms, why, event)
+        claimed = await worker.claim(ClaimRequest(ticket, 1))
+        self.claimed(len(claimed.items))
+        for item in claimed.items:
+            self.settle(worker, self.judge.settlement(item, away.outcome, provider, now, due=away.until_ms))
+
+    # ── what sites ask of the floor ────────────────────────────────────────────────────────────────────────────
+
+    def room(self) -> None:
+        """Capacity for tickets: whoever waits for it may pull again."""
+        self._room.set()
+
+    def free_sessions(self) -> int:
+        return self._settings.max_sessions - self._sessions
+
+    def free_items(self) -> int:
+        return self._settings.max_in_flight - self._in_flight
+
+    def starve(self, site: Site) -> None:
+        """The site is woken when items are settled."""
+        self._starved.add(site)
+
+    def session_opened(self) -> None:
+        self._sessions += 1
+
+    def session_closed(self) -> None:
+        full = self.free_sessions() <= 0
+        self._sessions -= 1
+        if full:
+            for site in self._sites.values():
+                site.wake()
+
+    def claimed(self, count: int) -> None:
+        self._in_flight += count
+        self.metrics.in_flight.set(self._in_flight)
+
+    def settle(self, worker: Worker, settlement: Settlement) -> None:
+        worker.settle(settlement).add_done_callback(lambda done: self._settled(settlement, done))
+
+    def _settled(self, settlement: Settlement, done: asyncio.Future[str]) -> None:
+        self.claimed(-1)
+        while self._starved:
+            self._starved.pop().wake()
+        event = settlement.event
+        if event is None or done.cancelled() or done.exception() is not None:
+            return
+        say(log, replace(event, kind="late") if done.result() == "L" else event)
+        counter = self.metrics.results.get(event.kind)
+        if counter is not None:
+            counter.labels(event.provider, event.source).inc()
+        if event.kind == "delivered":
+            self.metrics.latency.observe((event.at - event.received_at) / 1000)
+
+    # ── life ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def limit_freed(self, name: str) -> bool:
+        """A slot under ceiling "<site>/<source>" is free."""
+        site = name.rpartition("/")[0]
+        woken = [one.freed() for (_, called), one in self._sites.items() if called == site]  # each of them
+        return any(woken)
+
+    def _lease_lost(self, epoch: str) -> None:
+        """Nothing more to do: every transaction asks for its lease before MAIL and before the final dot."""
+        self.metrics.leases_lost.inc()
+        log.warning("queue lease lost", epoch=epoch)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(self.store.lease_seconds / 3)
+            try:
+                lost = {lease.token for lease in await self.store.extend()}
+            except LimitsDown as down:
+                log.warning("limits away", why=str(down))
+                continue
+            if lost:
+                log.warning("slots lost", count=len(lost))
+                for site in self._sites.values():
+                    site.drop_leases(lost)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task broken", error=repr(error), exc_info=error)

@@ -1,0 +1,75 @@
+"""DSNs that are due: composed from their records and put into the queue, both in one step of the queue's."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from config.settings import Settings
+from delivery.dsn import compose, notification_envelope
+from delivery.report import DsnRecord
+from mailqueue.content import Encoder
+from mailqueue.message import Envelope, Message, State, new_id
+from mailqueue.reaper import Notice, Reaper
+from mailqueue.writer import Put, prepare
+
+log = structlog.get_logger("delivery")
+
+
+def record_of(envelope: Envelope, index: int, state: State, action: str, now: int) -> bytes:
+    """What a DSN will say of an item that waits (``delayed``) or ran out of time (``failed``): the reaper's part."""
+    if envelope.is_notification:
+        return b""
+    text = state.reply or "not attempted yet"
+    return DsnRecord(
+        recipient=envelope.recipients[index],
+        action=action,
+        status="4.4.7" if action == "failed" else "4.0.0",
+        diagnostic_code=f"smtp; {text}" if text[:3].isdigit() else f"x-tambo; {text}",
+        last_attempt_at=state.at or envelope.received_at,
+        arrived_at=envelope.received_at,
+        retry_until=envelope.expires_at if action == "delayed" else 0,
+    ).to_json()
+
+
+async def notify(reaper: Reaper, settings: Settings) -> int:
+    """Every DSN that is due now. Returns how many were queued."""
+    queued = 0
+    while notices := await reaper.notices():
+        for notice in notices:
+            dsns = _compose(notice, settings)
+            if await reaper.notified(notice, dsns):
+                queued += len(dsns)
+    return queued
+
+
+def _compose(notice: Notice, settings: Settings) -> list[Put]:
+    """One DSN for the failures, one for the delays; none where nobody may be told."""
+    if notice.message is None:
+        log.error("DSN without its message", id=notice.id)
+        return []
+    records = [DsnRecord.from_json(record) for record in notice.records]
+    now = int(time.time() * 1000)
+    encoder = Encoder(dictionaries=False)
+    found = []
+    for kind in ("failed", "delayed"):
+        mine = [record for record in records if record.action == kind]
+        if not mine:
+            continue
+        identity = new_id()
+        content = compose(
+            notice.message.envelope,
+            notice.message.content,
+            mine,
+            kind,
+            reporting_mta=settings.delivery.hostname,
+            now_ms=now,
+            message_id=f"{identity}@{settings.delivery.hostname}",
+        )
+        if content is None:
+            continue
+        expires = now + int(settings.delivery.retry.expire_seconds * 1000)
+        envelope = notification_envelope(notice.message.envelope, id=identity, now_ms=now, expires_at=expires)
+        found.append(prepare(Message(envelope, content), encoder))
+    return found
