@@ -12,6 +12,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from sandbox.behaviour import Behaviour, Phase, Step
 from sandbox.ledger import Ledger, Party
@@ -68,8 +69,7 @@ class Connection(asyncio.Protocol):
     # -- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         shared = self._shared
         shared.number += 1
         shared.sessions.add(self)

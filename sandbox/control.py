@@ -3,7 +3,7 @@
 ``{"cmd": "report"}`` · ``{"cmd": "addresses"}`` · ``{"cmd": "flush"}``
 ``{"cmd": "behaviour", "domain": "gmail.test", "set": "down"|"greylist"|…|"normal", "sources": ["127.0.1.3"]}``
 ``{"cmd": "dns", "mode": "servfail"|"silent"|"refused"|"normal", "domain": ""}``
-``{"cmd": "wait", "messages": 2000, "timeout": 60}``: answers when so many are on file.
+``{"cmd": "wait", "messages": 2000, "seconds": 60}``: answers when so many are on file, or time is up.
 Every answer is one line: ``{"ok": true, …}`` or ``{"ok": false, "error": "…"}``.
 """
 
@@ -14,14 +14,12 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Protocol, get_args
 
 import orjson
 
+from sandbox.ledger import Ledger
 from sandbox.scenario import DnsMode
-
-if TYPE_CHECKING:
-    from sandbox.server import Sandbox
 
 _MAX_LINE = 65536
 _MAX_WAIT = 3600.0
@@ -29,10 +27,20 @@ _MAX_WAIT = 3600.0
 Answer = dict[str, Any]
 
 
+class Steered(Protocol):
+    """What the commands act on: a sandbox."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+    def endpoints(self) -> Answer: ...
+    async def set_behaviour(self, name: str, behaviour: str, sources: tuple[str, ...] = ()) -> None: ...
+    def pause_dns(self, mode: DnsMode = "servfail", name: str = "") -> None: ...
+
+
 class ControlSocket:
     """The listening side."""
 
-    def __init__(self, sandbox: Sandbox, path: Path) -> None:
+    def __init__(self, sandbox: Steered, path: Path) -> None:
         self._sandbox = sandbox
         self.path = path
         self._server: asyncio.Server | None = None
@@ -110,19 +118,21 @@ class ControlSocket:
         """Both outcomes are an answer: "reached" tells which."""
         reached = False
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(float(command.get("timeout", 60)), _MAX_WAIT)):
+            async with asyncio.timeout(min(float(command.get("seconds", 60)), _MAX_WAIT)):
                 await self._sandbox.ledger.accepted_at_least(int(command["messages"]))
                 reached = True
         return {"reached": reached, "messages": self._sandbox.ledger.messages}
 
 
-def tell(path: Path, timeout: float = 60.0, **command: Any) -> Answer:
+def tell(path: Path, patience: float = 120.0, **command: Any) -> Answer:
     """One command to a running sandbox, from blocking code: ``tell(path, cmd="report")``.
+
+    ``patience`` in seconds must outlast what a ``wait`` asks for.
 
     Raises OSError when nobody listens, RuntimeError with the sandbox's words when it refuses.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.settimeout(timeout)
+        control.settimeout(patience)
         control.connect(str(path))
         control.sendall(orjson.dumps(command, option=orjson.OPT_APPEND_NEWLINE))
         with control.makefile("rb") as lines:

@@ -3,7 +3,7 @@
 Whatever a reply promises is written to the file before the reply is sent, so the file is right whoever is killed,
 the sandbox included. Multisets are read from the file: :class:`Receipts` serves the sandbox's own process and any
 other. Records (``kind``): ``start``; ``message`` (t, connection, host, site, source, id, from, to, size, answered);
-``connection`` (number, host, site, source, opened, ended, how, messages, tls); ``violation`` (t, limit, …).
+``connection`` (number, host, site, source, opened, ended, how, messages, tls); ``violation`` (t, limit, …); ``change`` (t, what, to, sources).
 Times are Unix seconds.
 """
 
@@ -113,6 +113,11 @@ class Ledger:
         if len(self.violations) < _MOST_VIOLATIONS:
             self.violations.append(record)
         self._write(record)
+
+    def change(self, what: str, to: str, sources: Sequence[str] = ()) -> None:
+        """The world was changed: a domain's or host's behaviour, or the DNS; on file at once."""
+        self._write({"kind": "change", "t": time.time(), "what": what, "to": to, "sources": sources})
+        self.flush()
 
     def flush(self) -> None:
         """Everything recorded so far into the file (it survives the death of this process, not of the machine)."""

@@ -40,7 +40,7 @@ class Sandbox:
         require_loopback(dns_host.strip("[]"))
         self.world = World(scenario or load(), first_address)
         self.directory = directory
-        self.ledger = Ledger(directory / "ledger.jsonl")
+        self.ledger: Ledger = Ledger(directory / "ledger.jsonl")
         self.store = Store(directory / "mail") if store else None
         self.dns = DnsServer(self.world, dns_host.strip("[]"), int(dns_port))
         reception = Reception(self.world, self.ledger, server_context(self.world.hosts), self.store)
@@ -106,15 +106,21 @@ class Sandbox:
             down = behaviour == "down"
         else:
             raise ValueError(f"{name!r} is no domain; a host can only be down or normal")
+        self.ledger.change(name, behaviour, sources)
         for host in self.world.hosts_of(name):
             await (self.mail_hosts.lower(host) if down else self.mail_hosts.lift(host))
 
     def pause_dns(self, mode: DnsMode = "servfail", name: str = "") -> None:
         """DNS outage, of everything or of one name and those below it."""
+        self.ledger.change(f"dns {name}".strip(), mode)
         self.dns.pause(mode, name)
 
     def resume_dns(self, name: str = "") -> None:
-        self.dns.resume(name)
+        self.pause_dns("normal", name)
+
+    async def timeline_over(self) -> None:
+        """Wait until all the scenario's changes have been made; raises what one of them raised."""
+        await asyncio.gather(*self._timeline)
 
     def host_address(self, name: str) -> str:
         return self.world.hosts[name].address
@@ -136,13 +142,13 @@ class Sandbox:
     async def _play(self, entry: TimelineEntry) -> None:
         await asyncio.sleep(entry.after_seconds)
         if entry.dns is not None:
-            self.dns.pause(entry.dns, entry.domain)
+            self.pause_dns(entry.dns, entry.domain)
         if entry.set:
             await self.set_behaviour(entry.domain, entry.set, entry.sources)
         if entry.for_seconds is None:
             return
         await asyncio.sleep(entry.for_seconds)
         if entry.dns is not None:
-            self.dns.resume(entry.domain)
+            self.resume_dns(entry.domain)
         if entry.set:
             await self.set_behaviour(entry.domain, "normal", entry.sources)

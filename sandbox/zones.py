@@ -92,9 +92,13 @@ class Zones:
         if host is not None and host.address:
             records["AAAA" if ":" in host.address else "A"] = [host.address]
         if plan is None and (host is None or not host.address):
-            below = any(other.endswith("." + name) for other in (*self._world.domains, *self._world.hosts))
-            return {} if below else None
+            return {} if self._has_below(name) else None
         return records
+
+    def _has_below(self, name: str) -> bool:
+        """Whether the name exists only because others end in it (RFC 8020: no NXDOMAIN then)."""
+        hosts = (host.name for host in self._world.hosts.values() if host.address)
+        return any(other.endswith("." + name) for other in (*self._world.domains, *hosts))
 
     def _plan(self, name: str) -> DomainPlan | None:
         domain = self._world.domains.get(name)
