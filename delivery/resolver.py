@@ -40,7 +40,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MxAnswer:
-    """``records``: (preference, host name without final dot; "" = the root, a null MX)."""
+    """``records``: (preference, host name without final dot; "" = the root, a null MX), lowest preference first."""
 
     outcome: Outcome
     records: tuple[tuple[int, str], ...] = ()
@@ -161,7 +161,7 @@ class Resolver:
         old = self._cache.get(key)
         if answer.outcome is Outcome.TEMPORARY:
             serve_until = 0.0
-            if old is not None and now < old.serve_until:
+            if old is not None and now < old.serve_until and _may_be_stale(old.answer, key):
                 answer, serve_until = replace(old.answer, stale=True), old.serve_until
             self._keep(key, _Entry(answer, now + self._failure_ttl, serve_until))
             return answer
@@ -207,17 +207,22 @@ class Resolver:
                 if response.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
                     return _Answer(Outcome.TEMPORARY, text=f"{dns.rcode.to_text(response.rcode())} from {address}")
                 chain = response.resolve_chaining()  # type: ignore[attr-defined]
-            except (dns.exception.DNSException, OSError, EOFError) as error:
+            except (dns.exception.DNSException, OSError, EOFError, ValueError) as error:
                 return _Answer(Outcome.TEMPORARY, text=f"{_said(error)} from {address}")
             ttl = min(ttl, chain.minimum_ttl)
             if chain.answer is not None:
-                return _Answer(Outcome.FOUND, tuple(list(chain.answer)[:MOST_RECORDS]), ttl)
+                return _Answer(Outcome.FOUND, tuple(sorted(chain.answer)[:MOST_RECORDS]), ttl)
             if response.rcode() == dns.rcode.NXDOMAIN:
                 return _Answer(Outcome.NO_DOMAIN, ttl=ttl, text=f"{_host(name)} does not exist")
             if chain.canonical_name == asked:
                 return _Answer(Outcome.NO_DATA, ttl=ttl, text=f"{_host(name)} has no {type_.name} record")
             asked = chain.canonical_name  # an alias whose target the server left to us
         return _Answer(Outcome.TEMPORARY, text=f"too many aliases behind {_host(name)}")
+
+
+def _may_be_stale(answer: _Answer, key: _Key) -> bool:
+    """Only what leads to a delivery: nobody's mail is returned on the word of an expired answer."""
+    return answer.outcome is Outcome.FOUND or (answer.outcome is Outcome.NO_DATA and key[1] == dns.rdatatype.MX)
 
 
 def name_of(text: str) -> dns.name.Name | None:

@@ -60,7 +60,7 @@ class Peer:
                     if verb == "DATA" and reply.startswith("354"):
                         if not await self._content(reader, writer):
                             break
-                    elif verb == "STARTTLS" and reply.startswith("220"):
+                    elif verb == "STARTTLS" and reply.startswith("220") and self.context is not None:
                         await writer.start_tls(self.context)
         self.gone.set()
         writer.close()

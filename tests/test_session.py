@@ -25,8 +25,8 @@ CONTENT = b"Subject: x\r\n\r\n.dot\r\nhello\r\n"
 
 def timeouts(**seconds: float) -> TimeoutSettings:
     """Small ones, past the validation that keeps an operator from setting them."""
-    usual = dict.fromkeys(TimeoutSettings.model_fields, 5.0)
-    return TimeoutSettings.model_construct(**{**usual, **seconds})
+    values: dict[str, Any] = {**dict.fromkeys(TimeoutSettings.model_fields, 5.0), **seconds}
+    return TimeoutSettings.model_construct(None, **values)
 
 
 def mail(*recipients: str, content: bytes = CONTENT, **more: Any) -> Transaction:

@@ -101,6 +101,8 @@ def test_trouble_with_the_command(loop: Any, answer: Any, phase: Phase) -> None:
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("then", ["garbage", "silence", "drop"])
 def test_broken_handshakes_are_kind_tls(loop: Any, then: str) -> None:
+    done = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             for reply in (b"220 hi\r\n", b"250-hi\r\n250 STARTTLS\r\n", b"220 go\r\n"):
@@ -112,6 +114,7 @@ def test_broken_handshakes_are_kind_tls(loop: Any, then: str) -> None:
                 while await reader.read(1000):
                     pass
         writer.transport.abort()
+        done.set()
 
     async def scenario() -> None:
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -120,7 +123,7 @@ def test_broken_handshakes_are_kind_tls(loop: Any, then: str) -> None:
         async with listener:
             failed = await failure(server, TlsMode.OPPORTUNISTIC, timeouts=timeouts(starttls=0.2))
             assert (failed.kind, failed.phase) == ("tls", Phase.TLS)
-            await asyncio.sleep(0.01)  # the listener's transport closes behind us
+            await done.wait()
 
     loop(scenario())
 
