@@ -134,4 +134,5 @@ async def dns_server(zone: Zone) -> AsyncIterator[DnsServer]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
+        for _ in range(3):  # the handles under the transports close in the next turns of the loop
+            await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -96,30 +96,50 @@ class Peer:
         return [line.split(" ")[0] for line in self.heard]
 
 
-@asynccontextmanager
-async def peer(
-    script: Mapping[str, Any] | None = None, context: ssl.SSLContext | None = None, limit: int = 2**16
-) -> AsyncIterator[Peer]:
-    scripted = Peer(script or {}, context)
-    tasks: set[asyncio.Task[None]] = set()
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+@asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[int]:
+    """The port on which ``serve`` answers; at the end every connection is closed, and seen to be."""
+    tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.append(writer)
         with suppress(asyncio.CancelledError):  # asyncio 3.11 stumbles over a cancelled connection task
-            await scripted.serve(reader, writer)
+            await serve(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=limit)
-    scripted.port = server.sockets[0].getsockname()[1]
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
-        yield scripted
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for writer in scripted.writers:
+        for writer in writers:
             writer.transport.abort()
-        await asyncio.sleep(0)  # the transports close in the next turn of the loop
-        await asyncio.sleep(0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+        for _ in range(3):  # the handles under the transports close in the next turns of the loop
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def peer(script: Mapping[str, Any] | None = None, context: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
+    scripted = Peer(script or {}, context)
+    async with listening(scripted.serve) as scripted.port:
+        yield scripted
+
+
+@asynccontextmanager
+async def peer_that(serve: Serve) -> AsyncIterator[Peer]:
+    """A peer that does something else altogether; only its port counts."""
+    other = Peer({}, None)
+    async with listening(serve) as other.port:
+        yield other

@@ -18,7 +18,7 @@ from delivery.connect import connect
 from delivery.reply import Phase
 from delivery.session import BLOCK, Session, SessionFailed
 from delivery.transaction import Transaction, TransactionResult
-from tests.smtp_peer import DROP, NO_PIPELINING, SILENCE, Peer, peer
+from tests.smtp_peer import DROP, NO_PIPELINING, SILENCE, Peer, Serve, peer, peer_that
 
 CONTENT = b"Subject: x\r\n\r\n.dot\r\nhello\r\n"
 
@@ -86,10 +86,7 @@ def test_commands_of_a_transaction_are_one_write_when_pipelined() -> None:
         writer.close()
 
     async def scenario() -> None:
-        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-        server = Peer({}, None)
-        server.port = listener.sockets[0].getsockname()[1]
-        async with listener, session_with(server) as session:
+        async with peer_that(serve) as server, session_with(server) as session:
             await session.send(mail("b@in.test", "c@in.test"))
 
     chunks: list[bytes] = []
@@ -172,10 +169,7 @@ def test_a_greeting_that_drips_gains_nothing() -> None:
         writer.close()
 
     async def scenario() -> None:
-        listener = await asyncio.start_server(drip, "127.0.0.1", 0)
-        server = Peer({}, None)
-        server.port = listener.sockets[0].getsockname()[1]
-        async with listener:
+        async with peer_that(drip) as server:
             failed = await failure_of(server, timeouts=timeouts(greeting=0.2))
         assert (failed.kind, failed.phase) == ("timeout", Phase.GREETING)
 
@@ -430,21 +424,18 @@ def test_cancellation_closes_the_session() -> None:
 # -- large contents ----------------------------------------------------------------------------------------------------
 
 
-async def _reading(first: bytes, after: int) -> tuple[asyncio.Server, asyncio.Event]:
-    """A peer that answers up to 354, reads ``after`` bytes of content, then writes ``first`` and reads no more."""
-    stop = asyncio.Event()
+def stuck(said: bytes, after: int) -> Serve:
+    """A peer that answers up to 354, reads ``after`` bytes of content, then says ``said`` and reads no more."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for reply in (b"220 hi\r\n", b"250-hi\r\n250 PIPELINING\r\n", b"250 ok\r\n250 ok\r\n354 go\r\n"):
             writer.write(reply)
             await reader.read(1000)
-        if after:
-            await reader.readexactly(after)
-        writer.write(first)
-        await stop.wait()
-        writer.transport.abort()
+        await reader.readexactly(after)
+        writer.write(said)
+        await asyncio.Event().wait()
 
-    return await asyncio.start_server(serve, "127.0.0.1", 0, limit=4096), stop
+    return serve
 
 
 @pytest.mark.parametrize(
@@ -457,16 +448,12 @@ async def _reading(first: bytes, after: int) -> tuple[asyncio.Server, asyncio.Ev
 )
 def test_a_peer_that_stops_reading_or_speaks_into_the_content(said: bytes, code: int, lost: str) -> None:
     async def scenario() -> None:
-        listener, stop = await _reading(said, 20_000)
-        server = Peer({}, None)
-        server.port = listener.sockets[0].getsockname()[1]
-        async with listener:
-            async with session_with(server, timeouts=timeouts(content=0.2)) as session:
-                (recipient,) = (await session.send(mail(content=b"x" * 70 + b"\r\n" * 16_000_000))).recipients
-                assert (recipient.reply.code if recipient.reply else 0, recipient.lost) == (code, lost)
-                assert (recipient.phase, recipient.unknown) == (Phase.CONTENT, False)
-                assert not session.alive
-            stop.set()
+        short = timeouts(content=0.2)
+        async with peer_that(stuck(said, 20_000)) as server, session_with(server, timeouts=short) as session:
+            (recipient,) = (await session.send(mail(content=b"x" * 70 + b"\r\n" * 16_000_000))).recipients
+            assert (recipient.reply.code if recipient.reply else 0, recipient.lost) == (code, lost)
+            assert (recipient.phase, recipient.unknown) == (Phase.CONTENT, False)
+            assert not session.alive
 
     run(scenario())
 

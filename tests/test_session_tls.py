@@ -13,7 +13,7 @@ import uvloop
 from delivery.reply import Phase
 from delivery.session import Session, SessionFailed
 from delivery.tls import BrokenTls, TlsMode, opportunistic_context
-from tests.smtp_peer import DROP, SILENCE, Peer, peer
+from tests.smtp_peer import DROP, SILENCE, Peer, peer, peer_that
 from tests.test_session import mail, seen, session_with, timeouts
 
 OFFERED = {"EHLO": "250-mx.test\r\n250-PIPELINING\r\n250 STARTTLS"}
@@ -101,8 +101,6 @@ def test_trouble_with_the_command(loop: Any, answer: Any, phase: Phase) -> None:
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("then", ["garbage", "silence", "drop"])
 def test_broken_handshakes_are_kind_tls(loop: Any, then: str) -> None:
-    done = asyncio.Event()
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             for reply in (b"220 hi\r\n", b"250-hi\r\n250 STARTTLS\r\n", b"220 go\r\n"):
@@ -114,16 +112,11 @@ def test_broken_handshakes_are_kind_tls(loop: Any, then: str) -> None:
                 while await reader.read(1000):
                     pass
         writer.transport.abort()
-        done.set()
 
     async def scenario() -> None:
-        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-        server = Peer({}, None)
-        server.port = listener.sockets[0].getsockname()[1]
-        async with listener:
+        async with peer_that(serve) as server:
             failed = await failure(server, TlsMode.OPPORTUNISTIC, timeouts=timeouts(starttls=0.2))
             assert (failed.kind, failed.phase) == ("tls", Phase.TLS)
-            await done.wait()
 
     loop(scenario())
 
