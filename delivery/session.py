@@ -142,7 +142,8 @@ class Session:
                 await self._wire.next()
             finally:
                 self.abort()
-        self.abort()
+        else:
+            self.abort()
 
     def abort(self) -> None:
         """Drop the connection at once, without on_lost; harmless when it is gone already."""
