@@ -30,7 +30,8 @@ from delivery.outcome import Outcome, unroutable
 from delivery.pool import Source, pools_of
 from delivery.router import Route, Router
 from delivery.site import Held, Site
-from ipreputation.store import LimitsDown, LimitStore
+from ipreputation.store import Lease, LimitsDown, LimitStore
+from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown
 from mailqueue.events import Event
 from mailqueue.logline import say
@@ -79,6 +80,7 @@ class Engine:
         self._stops: dict[int, int] = {}
         self._routing = self._in_flight = self._sessions = 0
         self._rng = random.Random()
+        self._releases: Batch[Lease, None] = Batch(self._release_all, most=200)
         self.configure(settings, providers)
 
     def configure(self, settings: DeliverySettings, providers: Providers) -> None:
@@ -100,6 +102,7 @@ class Engine:
         finally:
             for task in (*pulls, beat, *self._tasks):
                 task.cancel()
+            await self._releases.close(2.0)
             await asyncio.gather(*(worker.stop() for worker in self._workers))
 
     def stop(self) -> None:
@@ -293,6 +296,17 @@ class Engine:
         if full:
             for site in self._sites.values():
                 site.wake()
+
+    async def release(self, lease: Lease) -> None:
+        """The slot is free; many that end together cost one round trip."""
+        await self._releases.add(lease)
+
+    async def _release_all(self, _number: int, leases: list[Lease]) -> list[Exception | None]:
+        try:
+            await self.store.release(leases)
+        except LimitsDown as down:  # the store's next heartbeat gives them back
+            log.warning("slots not given back", count=len(leases), why=str(down))
+        return [None] * len(leases)
 
     def claimed(self, count: int) -> None:
         self._in_flight += count

@@ -85,6 +85,7 @@ class Floor(Protocol):
     def starve(self, site: Site) -> None: ...
     def session_opened(self) -> None: ...
     def session_closed(self) -> None: ...
+    async def release(self, lease: Lease) -> None: ...
     def claimed(self, count: int) -> None: ...
     def settle(self, worker: Worker, settlement: Settlement) -> None: ...
     def room(self) -> None: ...
@@ -118,12 +119,14 @@ class Site:
     def offer(self, worker: Worker, ticket: Ticket, route: Route) -> None:
         """A flow has mail for a destination of this site."""
         self.route = route
-        for held in self.tickets:  # the lease of the ticket ran out and it was given again
-            if held.ticket.flow == ticket.flow and held.ticket.destination == ticket.destination:
-                held.ticket, held.due, held.worker = ticket, ticket.due, worker
+        # The same one may be here still: its lease ran out, or a claim that gave it back is not answered yet. The new
+        # one takes its place, and what comes of the old claim is the old one's affair.
+        same = (ticket.shard, ticket.flow, ticket.destination)
+        for held in self.tickets:
+            if (held.ticket.shard, held.ticket.flow, held.ticket.destination) == same:
+                self.tickets.remove(held)
                 break
-        else:
-            self.tickets.append(Held(worker, ticket, ticket.due))
+        self.tickets.append(Held(worker, ticket, ticket.due))
         self.wake()
 
     def wake(self) -> None:
@@ -401,7 +404,7 @@ class Site:
             self.opening -= 1
             if line is None:
                 self.floor.session_closed()
-                await self._release(lease)
+                await self.floor.release(lease)
             else:
                 self.lines.append(line)
             self.wake()
@@ -454,14 +457,8 @@ class Site:
         finally:
             self.floor.session_closed()
             self.floor.metrics.sessions.labels(self.rule.name).dec()
-            await self._release(line.lease)
+            await self.floor.release(line.lease)
             self.wake()
-
-    async def _release(self, lease: Lease) -> None:
-        try:
-            await self.floor.store.release([lease])
-        except LimitsDown as down:
-            log.warning("slot not given back", source=lease.source, why=str(down))
 
     # ── small things ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -24,13 +24,13 @@ VERBS = ("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw
 Argument = bytes | str | int | float
 
 
-def connect(url: str, password: str | None = None, *, timeout: float | None = 10.0) -> aioredis.Redis:
-    """One client with one connection; ``timeout`` seconds for each answer, None = for ever (blocking commands)."""
+def connect(url: str, password: str | None = None, *, timeout: float | None = 10.0, most: int = 16) -> aioredis.Redis:
+    """A client of at most ``most`` connections; ``timeout`` seconds for each answer, None = for ever (blocking commands)."""
     client = aioredis.Redis.from_url(
         url,
         password=password,
         single_connection_client=False,
-        max_connections=4,
+        max_connections=most,
         socket_timeout=timeout,
         socket_connect_timeout=5.0,
         retry=Retry(NoBackoff(), 0),
