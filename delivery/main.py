@@ -89,7 +89,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
     reloader = Reloader(path, os.environ, loaded, log, registry)
     queue = await Queue.open(settings.queue, role="delivery")
     password = settings.queue.password.get_secret_value() if settings.queue.password else None
-    redis = scripts.connect(settings.queue.url, password, most=256)  # as many sites as ask at once
+    redis = scripts.connect(settings.queue.url, password, timeout=None, most=256)  # as many sites as ask at once
     try:
         rules = load_rules()
         worker_name = f"{socket.gethostname()}:{os.getpid()}"

@@ -120,7 +120,7 @@ async def rig(
         settings = settings_for(url, sandbox, **delivery)
         settings = settings.model_copy(update={"queue": settings.queue.model_copy(update=queue or {})})
         opened = await Queue.open(settings.queue, "test", patience=5)
-        redis = scripts.connect(url)
+        redis = scripts.connect(url, timeout=None, most=64)
         if before is not None:
             await before(opened)
         holder: list[Engine] = []
