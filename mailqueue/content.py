@@ -26,7 +26,9 @@ NO_DICTIONARY = b"\0" * 8
 LEVEL = 1
 DICTIONARY_BYTES = 128 * 1024  # of a first message that are used; more costs set-up time and helps little
 PAYS_BELOW = 0.6  # compressed with the dictionary against without
-TRIALS = 3  # messages that may show that a dictionary pays
+TRIALS = 3  # messages that may show that a dictionary pays; as many in a row that are unlike it end its use
+MOST_PAUSE = 1000  # messages of a campaign that are not compared after others were found unlike
+UNLIKE = 2.5  # times the share of its content that the dictionary left at adoption
 MAX_CONTENT = 256 * 1024 * 1024
 
 
@@ -77,18 +79,26 @@ def unpack_envelope(message_id: str, value: bytes) -> Envelope:
 
 
 class _Candidate:
-    """What is known of one (account, campaign): its first content, and whether it pays as a dictionary."""
+    """What is known of one (account, campaign): a content of it, and whether that pays as a dictionary."""
 
-    __slots__ = ("adopted", "bytes", "compressor", "id", "trials")
+    __slots__ = ("_compressor", "adopted", "bytes", "id", "share", "skip", "trials")
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, skip: int = 0) -> None:
         self.bytes = content[:DICTIONARY_BYTES]
-        self.id = hashlib.sha256(self.bytes).digest()[:8]
-        self.trials = 0
+        self.id = b""
+        self.skip = skip  # messages to come that are not compared: no likeness was found for long
+        self.trials = 0  # while on trial: messages seen; when adopted: unlike ones in a row
         self.adopted = False
-        dictionary = zstandard.ZstdCompressionDict(self.bytes, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        dictionary.precompute_compress(level=LEVEL)
-        self.compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary, write_dict_id=False)
+        self.share = 0.0  # of a message's size, compressed, when adopted
+        self._compressor: zstandard.ZstdCompressor | None = None
+
+    def compress(self, content: bytes) -> bytes:
+        if self._compressor is None:  # costs about as much as a message: only when something is compared
+            self.id = hashlib.sha256(self.bytes).digest()[:8]
+            dictionary = zstandard.ZstdCompressionDict(self.bytes, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            dictionary.precompute_compress(level=LEVEL)
+            self._compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary, write_dict_id=False)
+        return self._compressor.compress(content)
 
 
 class Encoder:
@@ -98,29 +108,63 @@ class Encoder:
         self._dictionaries = dictionaries
         self._most = most
         self._candidates: OrderedDict[tuple[str, str], _Candidate] = OrderedDict()
+        self._pauses: dict[tuple[str, str], int] = {}  # how long the candidate's comparison was put off
         self._plain = zstandard.ZstdCompressor(level=LEVEL)
 
     def encode(self, message: Message) -> Stored:
         envelope = _pack_envelope(message.envelope)
         content = message.content
         candidate = self._candidate(message) if self._dictionaries and len(content) > 1024 else None
-        if candidate is not None and candidate.adopted:
-            return self._with(candidate, envelope, content)
+        if candidate is None:
+            return self._without(envelope, self._plain.compress(content), content)
+        if candidate.adopted:
+            return self._adopted(candidate, message, envelope)
         plain = self._plain.compress(content)
-        if candidate is not None and candidate.trials < TRIALS and candidate.bytes != content[:DICTIONARY_BYTES]:
+        if candidate.skip:
+            candidate.skip -= 1
+            if not candidate.skip:
+                candidate.bytes = content[:DICTIONARY_BYTES]
+        elif candidate.bytes != content[:DICTIONARY_BYTES]:
             candidate.trials += 1
-            small = candidate.compressor.compress(content)
+            small = candidate.compress(content)
             if len(small) < PAYS_BELOW * len(plain):
-                candidate.adopted = True
-                return self._with(candidate, envelope, content)
+                candidate.adopted, candidate.trials, candidate.share = True, 0, len(small) / len(content)
+                return self._with(candidate, envelope, small)
+            if candidate.trials == TRIALS:  # no likeness: compare others, ever more seldom
+                self._replace(message, min(2 * self._pause(message) + 10, MOST_PAUSE))
+        return self._without(envelope, plain, content)
+
+    def _adopted(self, candidate: _Candidate, message: Message, envelope: bytes) -> Stored:
+        content = message.content
+        small = candidate.compress(content)
+        if len(small) <= UNLIKE * candidate.share * len(content) + 64:
+            candidate.trials = 0
+            return self._with(candidate, envelope, small)
+        candidate.trials += 1
+        if candidate.trials >= TRIALS:  # another template is in use now
+            self._replace(message)
+        plain = self._plain.compress(content)
+        if len(small) < len(plain):
+            return self._with(candidate, envelope, small)
+        return self._without(envelope, plain, content)
+
+    @staticmethod
+    def _with(candidate: _Candidate, envelope: bytes, small: bytes) -> Stored:
+        return Stored(_pack(ZSTD_DICTIONARY, candidate.id, envelope, small), candidate.id, candidate.bytes)
+
+    @staticmethod
+    def _without(envelope: bytes, plain: bytes, content: bytes) -> Stored:
         if len(plain) < len(content):
             return Stored(_pack(ZSTD, NO_DICTIONARY, envelope, plain))
         return Stored(_pack(RAW, NO_DICTIONARY, envelope, content))
 
-    def _with(self, candidate: _Candidate, envelope: bytes, content: bytes) -> Stored:
-        small = candidate.compressor.compress(content)
-        value = _pack(ZSTD_DICTIONARY, candidate.id, envelope, small)
-        return Stored(value, candidate.id, candidate.bytes)
+    def _pause(self, message: Message) -> int:
+        return self._pauses.get((message.envelope.account, message.envelope.campaign), 0)
+
+    def _replace(self, message: Message, skip: int = 0) -> None:
+        key = (message.envelope.account, message.envelope.campaign)
+        self._candidates[key] = _Candidate(message.content, skip)
+        self._pauses[key] = skip
 
     def _candidate(self, message: Message) -> _Candidate | None:
         key = (message.envelope.account, message.envelope.campaign)
@@ -130,7 +174,8 @@ class Encoder:
             return found
         self._candidates[key] = _Candidate(message.content)
         if len(self._candidates) > self._most:
-            self._candidates.popitem(last=False)
+            gone, _ = self._candidates.popitem(last=False)
+            self._pauses.pop(gone, None)
         return None
 
 

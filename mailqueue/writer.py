@@ -76,9 +76,13 @@ class Void:
     id: str
     flow: str
     destinations: tuple[str, ...]
+    markers: tuple[bytes, ...] = ()
 
     def arguments(self) -> list[Argument]:
-        return [self.id, self.flow, len(self.destinations), *self.destinations]
+        words: list[Argument] = [self.id, self.flow, len(self.destinations)]
+        for index, destination in enumerate(self.destinations):
+            words += [destination, self.markers[index] if self.markers else b""]
+        return words
 
 
 def received_event(message: Message, client: str) -> Event:
@@ -175,7 +179,8 @@ class Writer:
             return
         if isinstance(done.exception(), ServerAnswer):
             return
-        self._batch.add(Void(entry.id, entry.flow, entry.destinations)).add_done_callback(lambda d: d.exception())
+        void = Void(entry.id, entry.flow, entry.destinations, entry.markers)
+        self._batch.add(void).add_done_callback(lambda d: d.exception())
 
     @staticmethod
     def _verdict(entry: Put, answer: str) -> Verdict:

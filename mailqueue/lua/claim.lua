@@ -1,5 +1,6 @@
 -- claim: turns tickets into items, leased to the worker; a ticket is kept while more is due and the worker asks so,
--- else it is given back (claiming 0 gives a ticket back).
+-- else it is given back (claiming 0 gives a ticket back). A ticket of a flow or provider stopped meanwhile brings
+-- nothing and is given back.
 -- KEYS: prefix, events. ARGV: epoch, number, lease ms of a kept ticket, r, r × (class letter, flow, destination,
 -- transactions wanted, most recipients per transaction, keep 0|1).
 -- Returns: {answers, contents}; answers = per request {items left due, item, state or "", item, state or "", …};
@@ -30,7 +31,9 @@ end
 local function claim(class, flow, destination, wanted, most, keep)
   local queue = queue_key(flow, destination)
   local lane = class .. ':' .. group_of(destination)
-  local items, messages, full, last = {}, 0, {}, nil
+  local halted = wanted > 0 and (flow_stop(flow) or stopped('provider:' .. group_of(destination)))
+  if halted then wanted, keep = 0, false end
+  local items, messages, last = {}, 0, nil
   local offset, chunk = 0, wanted
   local in_message = 0
   while wanted > 0 do
@@ -58,7 +61,7 @@ local function claim(class, flow, destination, wanted, most, keep)
     call('ZREM', queue, unpack(items, first, math.min(first + 1999, #items)))
     call('HSET', held, unpack(fields, first * 2 - 1, math.min(first + 1999, #items) * 2))
   end
-  local left = call('ZCOUNT', queue, '-inf', now)
+  local left = halted and 0 or call('ZCOUNT', queue, '-inf', now)
   if keep and left > 0 then
     call('ZADD', ready_key(lane, flow), now + lease, destination)
     touch(lane, flow)

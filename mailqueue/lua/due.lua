@@ -1,7 +1,7 @@
 -- due: tickets for a worker with free capacity. A ticket is the right to claim from one flow's queue for one
 -- destination until its lease runs out; items stay where they are.
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
--- transactional, wanted bulk, b, b × provider group without capacity.
+-- transactional, wanted bulk, b, b × lane or provider group without capacity.
 -- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source stops, then per ticket:
 -- class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
@@ -11,23 +11,6 @@ local wanted = { e = tonumber(ARGV[3]), t = tonumber(ARGV[4]), b = tonumber(ARGV
 local blocked = {}
 for index = 7, 6 + tonumber(ARGV[6]) do blocked[ARGV[index]] = true end
 local MOST_STEPS = 2000 -- suspended destinations and stopped flows passed over in one call
-
-local stops, all = {}, call('HGETALL', P .. 'stop')
-for index = 1, #all, 2 do stops[all[index]] = tonumber(string.match(all[index + 1], '^%d+')) end
-
--- nil = runs, 0 = stopped for good, ms = stopped until then.
-local function stopped(key)
-  local till = stops[key]
-  if till and (till == 0 or till > now) then return till end
-end
-
-local function flow_stop(flow)
-  if not next(stops) then return nil end
-  local facts = call('HMGET', P .. 'f:' .. flow, 'account', 'campaign')
-  if not facts[1] then return nil end
-  return stopped('flow:' .. flow) or stopped('account:' .. facts[1])
-    or stopped('campaign:' .. facts[1] .. '/' .. facts[2])
-end
 
 local function wake(lane)
   local turn = P .. 'lf:' .. lane
@@ -107,7 +90,7 @@ for _, class in ipairs({ 'e', 't', 'b' }) do
       local till = stopped('provider:' .. group)
       if till then
         wake_by(till > now and till or nil)
-      elseif not blocked[group] then
+      elseif not (blocked[group] or blocked[lane]) then
         wake(lane)
         lanes[#lanes + 1] = lane
       end

@@ -213,11 +213,8 @@ end
 -- recipients = list of {destination, idempotency marker or ''}; due = ms, 0 = now.
 local function put_message(id, value, name, due, check_at, dictionary, dictionary_bytes, event, marker_ms, recipients)
   if call('EXISTS', P .. 'm:' .. id) == 1 then return 'q' end
-  if dictionary ~= '' then
-    local there = call('EXISTS', P .. 'd:' .. dictionary) == 1
-    if not there and dictionary_bytes == '' then return 'n' end
-    if not there then call('SET', P .. 'd:' .. dictionary, dictionary_bytes) end
-  end
+  local there = dictionary == '' or call('EXISTS', P .. 'd:' .. dictionary) == 1
+  if not there and dictionary_bytes == '' then return 'n' end
   local open, skipped, holder = {}, {}, nil
   for index, recipient in ipairs(recipients) do
     local duplicate = false
@@ -231,6 +228,7 @@ local function put_message(id, value, name, due, check_at, dictionary, dictionar
   call('SET', P .. 'm:' .. id, value)
   if #recipients > 1 then call('SET', P .. 'n:' .. id, #open) end
   call('ZADD', P .. 'x', check_at, id)
+  if not there then call('SET', P .. 'd:' .. dictionary, dictionary_bytes) end
   if dictionary ~= '' then
     if call('HINCRBY', P .. 'dr', dictionary, 1) == 1 then call('PERSIST', P .. 'd:' .. dictionary) end
   end
@@ -256,6 +254,28 @@ local function put_message(id, value, name, due, check_at, dictionary, dictionar
   end
   if #skipped > 0 then return 'q:' .. #skipped end
   return 'q'
+end
+
+local stops
+
+-- nil = runs, 0 = stopped for good, ms = stopped until then.
+local function stopped(key)
+  if not stops then
+    stops = {}
+    local all = call('HGETALL', P .. 'stop')
+    for index = 1, #all, 2 do stops[all[index]] = tonumber(string.match(all[index + 1], '^%d+')) end
+  end
+  local till = stops[key]
+  if till and (till == 0 or till > now) then return till end
+end
+
+-- The same of a flow, by its id, account and campaign.
+local function flow_stop(flow)
+  local own = stopped('flow:' .. flow)
+  if own or not next(stops) then return own end
+  local facts = call('HMGET', P .. 'f:' .. flow, 'account', 'campaign')
+  if not facts[1] then return nil end
+  return stopped('account:' .. facts[1]) or stopped('campaign:' .. facts[1] .. '/' .. facts[2])
 end
 
 -- Reads one message's fields from ARGV at `at`; returns the verdict and the next position.

@@ -1,7 +1,8 @@
 -- put: a writer's batch of messages, each with a verdict of its own; and voids of earlier ones whose client was
 -- told 451 because no answer came.
 -- KEYS: prefix, events. ARGV: writer, number, marker ms, v, v × void, m, m × message.
---   void    = id, flow name, n, n × destination
+--   void    = id, flow name, n, n × (destination, idempotency marker or ""): a marker goes with its item, or the
+--             client's repetition would pass for a duplicate
 --   message = id, value, flow name, due ms (0 = now), first look ms, dictionary id or "", its bytes or "", received
 --             event, n, n × (destination, idempotency marker or "")
 -- Returns the verdicts (see put_message in the prelude), then "v:<items taken back>" per void.
@@ -23,16 +24,18 @@ for _ = 1, voids do
   if flow then
     for index = 0, total - 1 do
       local item = id .. string.char(math.floor(index / 256), index % 256)
-      if take_out(string.sub(name, 1, 1), flow, ARGV[at + 3 + index], item) then
+      if take_out(string.sub(name, 1, 1), flow, ARGV[at + 3 + index * 2], item) then
         close_item(item)
         taken = taken + 1
+        local marker = ARGV[at + 4 + index * 2]
+        if marker ~= '' and call('GET', P .. 'i:' .. marker) == id then call('DEL', P .. 'i:' .. marker) end
       end
     end
     flow_closed(flow, taken)
     if taken > 0 then emit('{"kind":"removed","at":' .. string.format('%.0f', now) .. ',"id":"' .. id .. '","reason":"voided: the client was told 451","v":1}') end
   end
   answers[#answers + 1] = 'v:' .. taken
-  at = at + 3 + total
+  at = at + 3 + total * 2
 end
 
 local messages = tonumber(ARGV[at])

@@ -1,9 +1,9 @@
 -- reap: finds workers whose lease has ended, buries them (they can't claim or extend any more) and lists what they
 -- held; the reaper then settles each item in the dead worker's name.
 -- KEYS: prefix, events. ARGV: most items. Returns {epoch, name, n, n × (item, class letter, stamp, poison count, stored
--- message or "")} for the first dead worker that holds something, or {} when there is none. A stamp is
--- "<claim number>\n<flow>\n<destination>[\n<outcome-unknown policy>]"; the message comes along only where an event
--- will be needed (marked before the final dot, or about to be held).
+-- message or "", state or "")} for the first dead worker that holds something, or {} when there is none. A stamp is
+-- "<claim number>\n<flow>\n<destination>[\n<outcome-unknown policy>]"; message and state come along only where an
+-- event will be needed (marked before the final dot, or about to be held).
 local most = tonumber(ARGV[1])
 for _, epoch in ipairs(call('ZRANGEBYSCORE', P .. 'w', '-inf', '(' .. now, 'LIMIT', 0, 100)) do
   call('ZREM', P .. 'w', epoch)
@@ -27,7 +27,9 @@ for _, epoch in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
         answer[#answer + 1] = call('HGET', P .. 'f:' .. flow, 'class') or 'b'
         answer[#answer + 1] = stamp
         answer[#answer + 1] = poison
-        answer[#answer + 1] = (marked or poison >= 4) and call('GET', P .. 'm:' .. id_of(item)) or ''
+        local told = marked or poison >= 4
+        answer[#answer + 1] = told and call('GET', P .. 'm:' .. id_of(item)) or ''
+        answer[#answer + 1] = told and call('GET', P .. 's:' .. item) or ''
       end
     end
   until cursor == '0' or items >= most

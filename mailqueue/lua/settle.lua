@@ -7,11 +7,12 @@
 -- Returns one letter per entry: d, r, b, h, p = done · l = late and closed (the item lay in the queue again) ·
 -- L = late, only said · - = nothing to do.
 -- Invariant: an item that is not in this worker's hash was taken from it when its lease ended; only a final result
--- may still touch it, and only if nobody has claimed it again. The same number again changes nothing.
+-- may still touch it, and only if nobody has claimed it again. The same number again changes nothing. Number 0 is the
+-- reaper's, who speaks in a dead worker's name: it takes only what still lies in that worker's hash.
 local epoch, number = ARGV[1], ARGV[2]
 local held = P .. 'w:' .. epoch
 local seen = call('HGET', P .. 'settled', epoch)
-if seen then
+if seen and number ~= '0' then
   local last, answer = string.match(seen, '^(%d+) %d+ (.*)$')
   if last == number then return answer end
 end
@@ -64,7 +65,7 @@ for entry = 0, total - 1 do
       letter = 'h'
     end
     if kind ~= 'p' then emit(event) end
-  elseif kind == 'd' then
+  elseif kind == 'd' and number ~= '0' then
     if take_out(class, flow, destination, item) then
       note(id_of(item), record, ARGV[base + 9])
       final(item, flow)
@@ -83,5 +84,5 @@ for _, queue in pairs(queued) do enqueue(queue[1], queue[2], queue[3], queue[4])
 for flow, items in pairs(closed) do flow_closed(flow, items) end
 finish()
 local answer = table.concat(letters)
-call('HSET', P .. 'settled', epoch, string.format('%s %.0f %s', number, now, answer))
+if number ~= '0' then call('HSET', P .. 'settled', epoch, string.format('%s %.0f %s', number, now, answer)) end
 return answer

@@ -25,7 +25,9 @@ if verb == 'group' then
       call('ZREM', ready_key(lane, flow), key)
       call('ZADD', ready_key(to, flow), score, key)
       local parked = call('ZSCORE', P .. 'lf:' .. lane, flow)
-      if tonumber(parked) >= PARK then call('ZADD', P .. 'lf:' .. to, PARK, flow) end
+      if tonumber(parked) >= PARK and not call('ZSCORE', P .. 'lf:' .. to, flow) then
+        call('ZADD', P .. 'lf:' .. to, PARK, flow)
+      end
       touch(lane, flow)
       touch(to, flow)
     end

@@ -1,9 +1,18 @@
 -- withdraw: ends, marks as delayed, holds, or releases items that are not in a worker's hands.
 -- KEYS: prefix, events. ARGV: verb, next look ms or "", message id, flow name, n, n × (item, destination, event, record).
 --   verb close = out of queue or hold, event, DSN record · delay = event and record only, where the item is still
---   waiting · hold = out of the queue into hold · release = out of hold, due now
+--   open (in a worker's hands, too) · hold = out of the queue into hold · release = out of hold, due now
 -- Returns the number of items it applied to. Next look: the message's place in the expiry index afterwards.
 local verb, next_look_at, id, name = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local function in_flight(item)
+  for _, index in ipairs({ 'w', 'dead' }) do
+    for _, epoch in ipairs(call('ZRANGE', P .. index, 0, -1)) do
+      if call('HEXISTS', P .. 'w:' .. epoch, item) == 1 then return true end
+    end
+  end
+  return false
+end
+
 local flow, class, done = call('HGET', P .. 'flow', name), string.sub(name, 1, 1), 0
 if not flow then return 0 end
 for entry = 0, tonumber(ARGV[5]) - 1 do
@@ -18,6 +27,7 @@ for entry = 0, tonumber(ARGV[5]) - 1 do
     end
   elseif verb == 'delay' then
     applied = call('ZSCORE', queue_key(flow, destination), item) or call('HEXISTS', P .. 'hold', item) == 1
+      or in_flight(item)
     if applied then note(id, record, now) end
   elseif verb == 'hold' then
     applied = call('ZSCORE', queue_key(flow, destination), item) and take_out(class, flow, destination, item)
