@@ -81,12 +81,12 @@ def unpack_envelope(message_id: str, value: bytes) -> Envelope:
 class _Candidate:
     """What is known of one (account, campaign): a content of it, and whether that pays as a dictionary."""
 
-    __slots__ = ("_compressor", "adopted", "bytes", "id", "share", "skip", "trials")
+    __slots__ = ("_compressor", "adopted", "bytes", "id", "pause", "share", "skip", "trials")
 
-    def __init__(self, content: bytes, skip: int = 0) -> None:
+    def __init__(self, content: bytes, pause: int = 0) -> None:
         self.bytes = content[:DICTIONARY_BYTES]
         self.id = b""
-        self.skip = skip  # messages to come that are not compared: no likeness was found for long
+        self.pause = self.skip = pause  # messages that are not compared, and those left: no likeness was found for long
         self.trials = 0  # while on trial: messages seen; when adopted: unlike ones in a row
         self.adopted = False
         self.share = 0.0  # of a message's size, compressed, when adopted
@@ -108,7 +108,6 @@ class Encoder:
         self._dictionaries = dictionaries
         self._most = most
         self._candidates: OrderedDict[tuple[str, str], _Candidate] = OrderedDict()
-        self._pauses: dict[tuple[str, str], int] = {}  # how long the candidate's comparison was put off
         self._plain = zstandard.ZstdCompressor(level=LEVEL)
 
     def encode(self, message: Message) -> Stored:
@@ -131,7 +130,7 @@ class Encoder:
                 candidate.adopted, candidate.trials, candidate.share = True, 0, len(small) / len(content)
                 return self._with(candidate, envelope, small)
             if candidate.trials == TRIALS:  # no likeness: compare others, ever more seldom
-                self._replace(message, min(2 * self._pause(message) + 10, MOST_PAUSE))
+                self._replace(message, min(2 * candidate.pause + 10, MOST_PAUSE))
         return self._without(envelope, plain, content)
 
     def _adopted(self, candidate: _Candidate, message: Message, envelope: bytes) -> Stored:
@@ -158,13 +157,9 @@ class Encoder:
             return Stored(_pack(ZSTD, NO_DICTIONARY, envelope, plain))
         return Stored(_pack(RAW, NO_DICTIONARY, envelope, content))
 
-    def _pause(self, message: Message) -> int:
-        return self._pauses.get((message.envelope.account, message.envelope.campaign), 0)
-
-    def _replace(self, message: Message, skip: int = 0) -> None:
+    def _replace(self, message: Message, pause: int = 0) -> None:
         key = (message.envelope.account, message.envelope.campaign)
-        self._candidates[key] = _Candidate(message.content, skip)
-        self._pauses[key] = skip
+        self._candidates[key] = _Candidate(message.content, pause)
 
     def _candidate(self, message: Message) -> _Candidate | None:
         key = (message.envelope.account, message.envelope.campaign)
@@ -174,8 +169,7 @@ class Encoder:
             return found
         self._candidates[key] = _Candidate(message.content)
         if len(self._candidates) > self._most:
-            gone, _ = self._candidates.popitem(last=False)
-            self._pauses.pop(gone, None)
+            self._candidates.popitem(last=False)
         return None
 
 
