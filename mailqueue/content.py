@@ -59,6 +59,9 @@ def _pack_envelope(envelope: Envelope) -> bytes:
     )
 
 
+_ROW = (str, str, list, int | float, int | float, str, str, str, str, int | float, str, bool, dict)
+
+
 def _pack(codec: int, dictionary: bytes, envelope: bytes, content: bytes) -> bytes:
     return _HEADER.pack(_VERSION, codec, dictionary, len(envelope)) + envelope + content
 
@@ -71,10 +74,12 @@ def header(value: bytes) -> tuple[int, bytes]:
 
 
 def unpack_envelope(message_id: str, value: bytes) -> Envelope:
-    """The envelope alone, without touching the content."""
+    """The envelope alone, without touching the content. ValueError when it is damaged."""
     header(value)
     length = _HEADER.unpack_from(value)[3]
     row = orjson.loads(value[_HEADER.size : _HEADER.size + length])
+    if not isinstance(row, list) or len(row) != len(_ROW) or not all(map(isinstance, row, _ROW)):
+        raise ValueError(f"envelope of {message_id} is damaged")
     return Envelope(message_id, row[0], row[1], tuple(row[2]), *row[3:])
 
 
@@ -97,7 +102,9 @@ class _Candidate:
             self.id = hashlib.sha256(self.bytes).digest()[:8]
             dictionary = zstandard.ZstdCompressionDict(self.bytes, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
             dictionary.precompute_compress(level=LEVEL)
-            self._compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary, write_dict_id=False)
+            self._compressor = zstandard.ZstdCompressor(
+                level=LEVEL, dict_data=dictionary, write_dict_id=False, write_checksum=True
+            )
         return self._compressor.compress(content)
 
 
@@ -108,7 +115,7 @@ class Encoder:
         self._dictionaries = dictionaries
         self._most = most
         self._candidates: OrderedDict[tuple[str, str], _Candidate] = OrderedDict()
-        self._plain = zstandard.ZstdCompressor(level=LEVEL)
+        self._plain = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
 
     def encode(self, message: Message) -> Stored:
         envelope = _pack_envelope(message.envelope)
@@ -192,7 +199,10 @@ class Decoder:
         return dictionary if codec == ZSTD_DICTIONARY and dictionary not in self._by_id else None
 
     def add(self, dictionary: bytes, stored: bytes) -> None:
-        data = self._plain.decompress(stored, max_output_size=DICTIONARY_BYTES)
+        """ValueError when it is not what its id says."""
+        data = self._decompress(self._plain, stored, DICTIONARY_BYTES)
+        if hashlib.sha256(data).digest()[:8] != dictionary:
+            raise ValueError(f"dictionary {dictionary.hex()} is damaged")
         raw = zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         self._by_id[dictionary] = zstandard.ZstdDecompressor(dict_data=raw)
         if len(self._by_id) > self._most:
@@ -201,12 +211,21 @@ class Decoder:
     def decode(self, message_id: str, value: bytes) -> Message:
         """ValueError when the bytes are damaged."""
         codec, dictionary = header(value)
+        envelope = unpack_envelope(message_id, value)
         body = value[_HEADER.size + _HEADER.unpack_from(value)[3] :]
+        if codec == ZSTD_DICTIONARY:
+            body = self._decompress(self._by_id[dictionary], body, MAX_CONTENT)
+        elif codec == ZSTD:
+            body = self._decompress(self._plain, body, MAX_CONTENT)
+        elif codec != RAW:
+            raise ValueError(f"content of {message_id} is of an unknown codec")
+        return Message(envelope, body)
+
+    @staticmethod
+    def _decompress(decompressor: zstandard.ZstdDecompressor, body: bytes, most: int) -> bytes:
         try:
-            if codec == ZSTD_DICTIONARY:
-                body = self._by_id[dictionary].decompress(body, max_output_size=MAX_CONTENT)
-            elif codec == ZSTD:
-                body = self._plain.decompress(body, max_output_size=MAX_CONTENT)
+            if zstandard.frame_content_size(body) > most:  # it would be allocated, whatever it says
+                raise ValueError("content is damaged: impossible size")
+            return decompressor.decompress(body, max_output_size=most)
         except zstandard.ZstdError as error:
-            raise ValueError(f"content of {message_id} does not decompress: {error}") from error
-        return Message(unpack_envelope(message_id, value), body)
+            raise ValueError(f"content is damaged: {error}") from error

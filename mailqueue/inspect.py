@@ -129,7 +129,7 @@ async def find(shards: Sequence[Shard], message_id: str) -> tuple[Shard, Envelop
 async def items(shard: Shard, envelope: Envelope) -> list[ItemFacts]:
     name = keys.flow_name(envelope)
     flow = _text(await shard.command("HGET", shard.prefix + "flow", name) or b"")
-    epochs = await shard.command("ZRANGE", shard.prefix + "w", 0, -1)
+    epochs = [e for index in ("w", "dead") for e in await shard.command("ZRANGE", shard.prefix + index, 0, -1)]
     found = []
     for index, recipient in enumerate(envelope.recipients):
         key = keys.item(envelope.id, index)

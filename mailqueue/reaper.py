@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -55,9 +55,9 @@ class Reaper:
             if not answer:
                 return total
             epoch, name = answer[0].decode(), answer[1].decode()
-            rows = [answer[at : at + 5] for at in range(3, len(answer), 5)]
+            rows = [answer[at : at + 6] for at in range(3, len(answer), 6)]
             settlements = [self._reaped(row, epoch) for row in rows]
-            words: list[Argument] = [epoch, f"{time.time_ns()}", len(settlements)]
+            words: list[Argument] = [epoch, 0, len(settlements)]
             for settlement in settlements:
                 words += settle_arguments(settlement)
             await self._shard.run("settle", words)
@@ -65,13 +65,13 @@ class Reaper:
             log.warning("worker reaped", worker=name, epoch=epoch, items=len(rows), shard=self._shard.number)
 
     def _reaped(self, row: list[bytes], epoch: str) -> Settlement:
-        key, letter, stamp, poison, value = row
+        key, letter, stamp, poison, value, state = row
         _, flow, destination, *policy = stamp.decode().split("\n")
         message_id, index = keys.item_parts(key)
         now = int(time.time() * 1000)
-        envelope = content.unpack_envelope(message_id, value) if value else None
+        envelope = self._envelope(message_id, value) if value else None
         message = Message(envelope, b"") if envelope else damaged(message_id, keys.CLASS_NAME[letter.decode()], index)
-        item = QueueItem(message, index, flow, destination, State(), self._shard.number, epoch)
+        item = QueueItem(message, index, flow, destination, unpack_state(state), self._shard.number, epoch)
         if policy and envelope is not None and policy[0] != "retry":
             return self._unknown(item, policy[0], now)
         if envelope is not None and int(poison) >= 4:
@@ -85,8 +85,18 @@ class Reaper:
         event = event_of(item, "unknown", now, reason="the worker died after the final dot", phase="END_OF_DATA")
         if policy.startswith("once:") and item.state.unknowns == 0:
             due = now + int(policy[5:]) * 1000
-            return Settlement(item, "again", event, due, State(attempts=1, unknowns=1, at=now))
+            state = replace(item.state, attempts=item.state.attempts + 1, unknowns=1, at=now)
+            return Settlement(item, "again", event, due, state)
         return Settlement(item, "final", event)
+
+    @staticmethod
+    def _envelope(message_id: str, value: bytes) -> Envelope | None:
+        """None when it is damaged: who claims the item will hold it, maintenance must go on."""
+        try:
+            return content.unpack_envelope(message_id, value)
+        except ValueError as error:
+            log.error("message damaged", id=message_id, why=str(error))
+            return None
 
     # ── delay notices and expiry ───────────────────────────────────────────────────────────────────────────────
 
@@ -102,7 +112,9 @@ class Reaper:
                 return total
 
     async def _look_at(self, message_id: str, value: bytes) -> None:
-        envelope = content.unpack_envelope(message_id, value)
+        envelope = self._envelope(message_id, value)
+        if envelope is None:
+            return
         now = int(time.time() * 1000)
         if now >= envelope.expires_at:
             await self.withdraw(envelope, "close", "expired", "delivery time expired", "failed")
@@ -159,9 +171,10 @@ class Reaper:
                     stored = await self._shard.command("GET", self._shard.prefix.encode() + b"d:" + dictionary)
                     self._decoder.add(dictionary, stored or b"")
                 message = self._decoder.decode(message_id.decode(), value)
-            except Exception as error:
+            except ValueError as error:
                 log.error("message damaged", id=message_id.decode(), why=str(error))
-                message = Message(content.unpack_envelope(message_id.decode(), value), b"")
+                envelope = self._envelope(message_id.decode(), value)
+                message = Message(envelope, b"") if envelope else None
         return Notice(self._shard.number, message_id.decode(), token.decode(), message, tuple(records))
 
     async def notified(self, notice: Notice, dsns: list[Put]) -> bool:

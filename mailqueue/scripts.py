@@ -25,12 +25,13 @@ Argument = bytes | str | int | float
 
 
 def connect(url: str, password: str | None = None, *, timeout: float | None = 10.0, most: int = 16) -> aioredis.Redis:
-    """A client of at most ``most`` connections; ``timeout`` seconds for each answer, None = for ever (blocking commands)."""
-    client = aioredis.Redis.from_url(
+    """A client of at most ``most`` connections, for which calls wait in turn; ``timeout`` seconds for each answer, None =
+    for ever (blocking commands, callers with a time-out of their own)."""
+    pool = aioredis.BlockingConnectionPool.from_url(
         url,
         password=password,
-        single_connection_client=False,
         max_connections=most,
+        timeout=timeout,
         socket_timeout=timeout,
         socket_connect_timeout=5.0,
         retry=Retry(NoBackoff(), 0),
@@ -38,6 +39,7 @@ def connect(url: str, password: str | None = None, *, timeout: float | None = 10
         health_check_interval=0,
         protocol=2,
     )
+    client = aioredis.Redis.from_pool(pool)
     client.response_callbacks.clear()  # answers as the server gives them; this package gives them their meaning
     return client
 

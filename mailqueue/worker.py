@@ -157,6 +157,7 @@ class Worker:
         """Settles what waits, returns what is still held, leaves. Raises nothing: the reaper does what this can't."""
         for task in self._tasks:
             task.cancel()
+        self._until = 0.0  # what is given back may not be sent any more
         for item in list(self._held.values()):
             self.settle(Settlement(item, "back"))
         await self._settlements.close(patience)
@@ -197,7 +198,8 @@ class Worker:
     async def due(
         self, wanted: Mapping[str, int], blocked: Collection[str] = (), quantum: int = 500
     ) -> tuple[list[Ticket], float | None, int]:
-        """(tickets, seconds until the next look or None = the bell, version of the stops)."""
+        """(tickets, seconds until the next look or None = the bell, version of the stops). ``blocked``: provider groups,
+        or lanes of them ("b:google"), without capacity."""
         self._rung.clear()
         words: list[Argument] = [int(TICKET_SECONDS * 1000), quantum]
         words += [wanted.get(class_, 0) for class_ in keys.CLASS_LETTER]
