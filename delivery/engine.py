@@ -34,7 +34,9 @@ from ipreputation.store import Lease, LimitsDown, LimitStore
 from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown
 from mailqueue.events import Event
+from mailqueue.keys import lane_name
 from mailqueue.logline import say
+from mailqueue.message import CLASSES
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 TICKETS = {"bulk": 1000, "transactional": 1300, "emergency": 1600}  # held at most; the better class finds room left
@@ -89,6 +91,8 @@ class Engine:
         self._pools: Mapping[str, tuple[Source, ...]] = pools_of(settings)
         self.idle_seconds = settings.timeouts.idle
         self.recipients = settings.recipients_per_transaction
+        for site in self._sites.values():
+            site.configure(providers.named(site.route.group), self._sources_of(site.pool))
 
     async def run(self) -> None:
         """Until stopped and drained."""
@@ -158,7 +162,14 @@ class Engine:
         return {class_: max(most - held, 0) for class_, most in TICKETS.items()}
 
     def _crowded(self) -> list[str]:
-        return [site.name for site in self._sites.values() if site.rule.roll_up and site.crowded]
+        """Lanes of providers that have tickets enough."""
+        return [
+            lane_name(class_, site.rule.name)
+            for site in self._sites.values()
+            if site.rule.roll_up
+            for class_ in CLASSES
+            if site.crowded(class_)
+        ]
 
     async def _note_stops(self, worker: Worker, version: int) -> None:
         if self._stops.get(worker.shard.number) != version:
@@ -179,6 +190,7 @@ class Engine:
             if route.failure is not None:
                 await self._no_route(worker, ticket, route)
                 return
+            self._away.pop(("", ticket.destination), None)
             if route.group != ticket.group:
                 await worker.assign(ticket.destination, route.group)
                 ticket = replace(ticket, group=route.group)
@@ -199,16 +211,19 @@ class Engine:
         if site is None:
             site = self._sites[key] = self._open_site(ticket.pool, route)
             self._start(self._run_site(key, site))
-        if site.crowded and not site.rule.roll_up:
+        if site.crowded(ticket.class_) and not site.rule.roll_up:
             return  # the ticket runs out in a minute and the destination's turn comes again
         site.offer(worker, ticket, route)
 
     def _open_site(self, pool: str, route: Route) -> Site:
+        return Site(route.site, pool, self._providers.named(route.group), self._sources_of(pool), route, self)
+
+    def _sources_of(self, pool: str) -> tuple[Source, ...]:
         sources = self._pools.get(pool)
-        if sources is None:
+        if sources is None:  # mail of an account whose pool was taken away
             sources = next(iter(self._pools.values()))
             log.error("pool unknown", pool=pool, allowed=list(self._pools), taken=[s.address for s in sources[:3]])
-        return Site(route.site, pool, self._providers.named(route.group), sources, route, self)
+        return sources
 
     async def _run_site(self, key: tuple[str, str], site: Site) -> None:
         while True:

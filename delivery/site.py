@@ -31,10 +31,11 @@ from ipreputation.choose import levelled
 from ipreputation.limits import Limits
 from ipreputation.store import Lease, LimitsDown, LimitStore
 from mailqueue.errors import LeaseLost, QueueDown
+from mailqueue.message import CLASSES
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 QUANTUM = 500  # items a ticket may draw before the queue decides again whose turn it is
-MOST_TICKETS = 50  # that wait at one site; a provider with more is not asked for until half are gone
+MOST_TICKETS = 50  # of one class that wait at one site; a provider with so many is not asked for
 REST_SECONDS = {"reply": 600.0, "address_gone": 60.0}  # a source that a site refuses, or that is not there
 FIRST_SESSIONS = 2  # as long as none has been let in
 PAUSE_SECONDS = 1.0  # when the limits' server is away, or this machine has no port left
@@ -139,16 +140,22 @@ class Site:
         return bool(self.tickets)
 
     def drop_leases(self, leases: Collection[str]) -> None:
-        """Others have their slots already: hang up."""
+        """Others have their slots already: no more over these sessions."""
         for line in list(self.lines):
             if line.lease.token in leases:
-                line.session.abort()
+                line.given = line.lease.limits.per_connection  # what is under way may end: a cut makes duplicates
                 if not line.busy:
                     self._close(line)
 
-    @property
-    def crowded(self) -> bool:
-        return len(self.tickets) >= MOST_TICKETS
+    def crowded(self, class_: str) -> bool:
+        """No more tickets of this class now; a better class is never kept out by a lesser one."""
+        return sum(held.ticket.class_ == class_ for held in self.tickets) >= MOST_TICKETS
+
+    def configure(self, rule: ProviderRule, sources: tuple[Source, ...]) -> None:
+        """Sessions open from now on follow these; open ones end under the old."""
+        self.rule, self.sources = rule, sources
+        self._limits.clear()
+        self.wake()
 
     # ── the loop ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -225,7 +232,7 @@ class Site:
     async def _claim(self, wanted: int) -> list[Parcel]:
         """Parcels from the tickets in turn; tickets with nothing left, or that had their share, leave."""
         asked: list[tuple[Held, int]] = []
-        for held in list(self.tickets):
+        for held in sorted(self.tickets, key=lambda held: CLASSES.index(held.ticket.class_)):
             count = min(held.due, held.quantum, wanted)
             if count > 0:
                 asked.append((held, count))
@@ -256,6 +263,9 @@ class Site:
         held.due = claimed.left
         held.quantum -= len(claimed.items)
         if not (keep and claimed.left):
+            self._forget(held)
+        elif held.quantum <= 0:  # several recipients a transaction: more items than transactions
+            held.worker.give_back(held.ticket)
             self._forget(held)
         return parcels(held.worker, claimed.items, self.floor.recipients)
 

@@ -58,6 +58,10 @@ def flow_name(envelope: Envelope) -> str:
     return f"{CLASS_LETTER[envelope.class_]}\n{envelope.account}\n{envelope.campaign}\n{envelope.pool}"
 
 
+def lane_name(class_: str, group: str) -> str:
+    return f"{CLASS_LETTER[class_]}:{group}"
+
+
 def item(message_id: str, index: int) -> bytes:
     return message_id.encode("ascii") + index.to_bytes(2, "big")
 

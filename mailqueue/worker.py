@@ -107,6 +107,7 @@ class Worker:
         self._until = 0.0  # monotonic end of the lease, counted from when it was asked for
         self._on_lost: Callable[[str], None] = lambda _epoch: None
         self._held: dict[bytes, QueueItem] = {}
+        self._marked: set[bytes] = set()
         self._decoder = content.Decoder()
         self._cache: OrderedDict[str, Message] = OrderedDict()
         self._cached = 0
@@ -129,8 +130,9 @@ class Worker:
         answer = await self.shard.run("worker", ["join", int(self._lease * 1000), self._name])
         self.epoch, self._until = _text(answer), asked + self._lease
 
-    def holds(self, item: QueueItem, margin: float = 1.0) -> bool:
-        """Whether the item is still ours for ``margin`` seconds, by this machine's monotonic clock."""
+    def holds(self, item: QueueItem) -> bool:
+        """Whether the item is ours for another second or quarter of the lease, by this machine's monotonic clock."""
+        margin = min(1.0, self._lease / 4)
         return item.epoch == self.epoch and asyncio.get_running_loop().time() + margin < self._until
 
     async def _heartbeat(self) -> None:
@@ -149,6 +151,7 @@ class Worker:
     async def _lose(self) -> None:
         lost, held = self.epoch, len(self._held)
         self._held.clear()
+        self._marked.clear()
         log.warning("lease lost", shard=self.shard.number, epoch=lost, items=held)
         await self._join()
         self._on_lost(lost)
@@ -158,8 +161,9 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         self._until = 0.0  # what is given back may not be sent any more
-        for item in list(self._held.values()):
-            self.settle(Settlement(item, "back"))
+        for key, item in list(self._held.items()):
+            if key not in self._marked:  # perhaps sent: its policy decides, and that is the reaper's part
+                self.settle(Settlement(item, "back"))
         await self._settlements.close(patience)
         await self._claims.close()
         await self._marks.close()
@@ -230,12 +234,14 @@ class Worker:
     def settle(self, settlement: Settlement) -> asyncio.Future[str]:
         """Repeated until the server answers; the future's letter is explained in lua/settle.lua."""
         self._held.pop(settlement.item.key, None)
+        self._marked.discard(settlement.item.key)
         future = self._settlements.add(settlement)
         future.add_done_callback(lambda done: done.exception() if not done.cancelled() else None)
         return future
 
     async def mark(self, item: QueueItem) -> bool:
         """Before the final dot of an item that must not go out twice: on disk when this returns True."""
+        self._marked.add(item.key)
         return await self._marks.add((item, item.message.envelope.unknown))
 
     async def stop_sending(self, key: str, until: int, reason: str, event: Event | None = None) -> None:

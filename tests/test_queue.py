@@ -254,7 +254,7 @@ def test_a_destination_moves_to_its_provider(shared_redis: Any) -> None:
             await queue.put(message("b@empresa.test", class_="transactional"))
             await worker.assign("empresa.test", "google")
             await queue.put(message("c@empresa.test", account="otra"))
-            assert (await worker.due(ALL, blocked=["google"]))[0] == []
+            assert (await worker.due(ALL, blocked=["b:google", "t:google"]))[0] == []
             tickets, _, _ = await worker.due(ALL)
             assert [ticket.group for ticket in tickets] == ["google"] * 3
             await check_index(queue.shards[0])

@@ -90,7 +90,7 @@ for _, class in ipairs({ 'e', 't', 'b' }) do
       local till = stopped('provider:' .. group)
       if till then
         wake_by(till > now and till or nil)
-      elseif not (blocked[group] or blocked[lane]) then
+      elseif not (blocked[lane] or blocked[lane]) then
         wake(lane)
         lanes[#lanes + 1] = lane
       end
