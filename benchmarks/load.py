@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.harness import TOOLS, Process
@@ -121,7 +122,7 @@ class Sink:
         if len(starts) == 1:
             return
         with self.dump.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            for start, end in zip(starts, starts[1:], strict=False):
+            for start, end in pairwise(starts):
                 head = text[start : min(end, start + _HEAD)]
                 queue_id, message_id = _QUEUE_ID.search(head), _MESSAGE_ID.search(head)
                 yield Received(
