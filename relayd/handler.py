@@ -18,7 +18,9 @@ from aiosmtpd.smtp import Session
 from config.settings import AccountSettings
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
+from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, new_id
+from mailqueue.writer import Verdict, received_event
 from relayd import headers, policy, replies, trace
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
@@ -28,15 +30,6 @@ REJECTED_EVENTS = 100  # per session; a broken list must not become a flood of e
 _TEXT_LIMIT = 320
 
 log = structlog.get_logger()
-
-
-class Verdict(Protocol):
-    """What a put came to: kind is queued, duplicate or full."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def id(self) -> str: ...
 
 
 class Submission(Protocol):
@@ -118,16 +111,10 @@ class SubmissionHandler:
         if verdict.kind == "full":
             return replies.QUEUE_FULL
         self._metrics.messages.inc()
-        log.info(
-            "received",
-            id=verdict.id,
-            verdict=verdict.kind,
-            account=message.envelope.account,
-            reverse_path=message.envelope.reverse_path,
-            recipients=len(message.envelope.recipients),
-            size=len(message.content),
-            client=server.client.address,
-        )
+        if verdict.kind == "queued":
+            say(log, received_event(message, server.client.address))
+        else:
+            log.info("duplicate", id=verdict.id, account=message.envelope.account, client=server.client.address)
         return replies.duplicate(verdict.id) if verdict.kind == "duplicate" else replies.queued(verdict.id)
 
     def _prepare(self, client: Client, transaction: Transaction, now: float) -> tuple[Message, str | None] | Reply:
@@ -200,17 +187,17 @@ class SubmissionHandler:
             if server.rejected_events >= REJECTED_EVENTS:
                 return
             server.rejected_events += 1
-            self._queue.emit(
-                Event(
-                    kind="rejected",
-                    at=int(time.time() * 1000),
-                    account=client.account.name if client.account is not None else "",
-                    reverse_path=transaction.mail_from,
-                    recipient=one[:_TEXT_LIMIT],
-                    action="failed",
-                    status=reply.status,
-                    diagnostic_code=f"smtp; {reply}"[:_TEXT_LIMIT],
-                    reason=reply.reason,
-                    client=client.address,
-                )
+            event = Event(
+                kind="rejected",
+                at=int(time.time() * 1000),
+                account=client.account.name if client.account is not None else "",
+                reverse_path=transaction.mail_from,
+                recipient=one[:_TEXT_LIMIT],
+                action="failed",
+                status=reply.status,
+                diagnostic_code=f"smtp; {reply}"[:_TEXT_LIMIT],
+                reason=reply.reason,
+                client=client.address,
             )
+            self._queue.emit(event)
+            say(log, event)
