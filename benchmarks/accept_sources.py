@@ -173,7 +173,7 @@ def run(messages: int, names: Sequence[str] = tuple(SETTINGS)) -> Outcome:
             "uneven": round(used.uneven, 4),
             "rate": round(rate),
         }
-rows.append(
+        rows.append(
             {
                 "run": name,
                 "msg/s": round(rate),
