@@ -15,6 +15,7 @@ read from the ledger's times: at most count + burst - 1 in any one period (:clas
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import Counter, deque
@@ -69,6 +70,7 @@ class Usage:
     connection_rate: int
     violations: int
     sources: int
+    message_rate_over_ms: int  # by how much a period must be cut for the message rate to hold in it
 
     @property
     def uneven(self) -> float:
@@ -128,6 +130,7 @@ def usage(setting: Setting, report: dict[str, Any], receipts: Receipts) -> Usage
         ),
         violations=len(receipts.violations()),
         sources=len(served),
+        message_rate_over_ms=over_ms([(record["source"], record["t"]) for record in messages], message_rate),
     )
 
 
@@ -141,6 +144,17 @@ def busiest(times: Sequence[tuple[str, float]], period: float) -> int:
             window.popleft()
         most = max(most, len(window))
     return most
+
+
+def over_ms(times: Sequence[tuple[str, float]], rate: Rate) -> int:
+    """0 when at most count + burst - 1 fall in any period; else the milliseconds by which the next hop saw the limit
+    broken. A few tens are the time that messages take from grant to final dot, which is not the same for each."""
+    by_source: dict[str, list[float]] = {}
+    for source, at in sorted(times, key=lambda pair: pair[1]):
+        by_source.setdefault(source, []).append(at)
+    allowed = rate.count + rate.burst - 1
+    spans = [late - early for ats in by_source.values() for early, late in zip(ats, ats[allowed:], strict=False)]
+    return max(0, math.ceil(1000 * (rate.period_seconds - min(spans, default=rate.period_seconds))))
 
 
 def judge(outcome: Outcome, name: str, setting: Setting, messages: int, used: Usage) -> None:
@@ -182,6 +196,7 @@ def run(messages: int, names: Sequence[str] = tuple(SETTINGS)) -> Outcome:
                 "open": used.connections,
                 "each": used.per_connection,
                 "paces": f"{used.message_rate} {used.connection_rate}",
+                "over ms": used.message_rate_over_ms,
                 "broken": used.violations,
             }
         )
