@@ -24,6 +24,34 @@ VERBS = ("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw
 Argument = bytes | str | int | float
 
 
+class _Client(aioredis.Redis):
+    """Loses no cancellation. The client sends by asyncio.wait_for, and before Python 3.12 that swallows one which comes
+    just as the sending ends (bpo-37658): tasks went on and time-outs around them never came."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._asked: dict[asyncio.Task[Any], int] = {}  # task in a command → cancellations when it began
+
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        before = self._asked[task] = task.cancelling()
+        try:
+            return await super().execute_command(*words, **options)  # type: ignore[no-untyped-call]
+        finally:
+            self._asked.pop(task, None)
+            if task.cancelling() > before:
+                raise asyncio.CancelledError
+
+    async def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        """What comes between sending and reading: no waiting for an answer that nobody wants."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() > self._asked.get(task, task.cancelling()):
+            await connection.disconnect(nowait=True)  # the answer must not be read by the next command
+            raise asyncio.CancelledError
+        return await super().parse_response(connection, command_name, **options)
+
+
 def connect(url: str, password: str | None = None, *, timeout: float | None = 10.0, most: int = 16) -> aioredis.Redis:
     """A client of at most ``most`` connections, for which calls wait in turn; ``timeout`` seconds for each answer, None =
     for ever (blocking commands, callers with a time-out of their own)."""
@@ -39,7 +67,7 @@ def connect(url: str, password: str | None = None, *, timeout: float | None = 10
         health_check_interval=0,
         protocol=2,
     )
-    client = aioredis.Redis.from_pool(pool)
+    client = _Client.from_pool(pool)
     client.response_callbacks.clear()  # answers as the server gives them; this package gives them their meaning
     return client
 
