@@ -1,0 +1,230 @@
+"""``relayctl queue summary | show | hold | release | suspend | resume``."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any
+
+import orjson
+import typer
+import uvloop
+from rich.console import Console
+
+from config.durations import seconds
+from config.load import Loaded
+from config.schema import nearest
+from mailqueue import inspect
+from mailqueue.errors import QueueDown, QueueRefused, ServerAnswer
+from mailqueue.message import Envelope, State
+from mailqueue.queue import Queue
+from mailqueue.reaper import Reaper
+from mailqueue.scripts import Shard
+from relayctl import sheets
+from relayctl.config import PathOption, load_or_exit
+
+app = typer.Typer(no_args_is_help=True)
+
+PATIENCE_SECONDS = 2.0  # for a server that is not there
+KINDS = {
+    "flow": "flow:<id>",
+    "account": "account:<name>",
+    "campaign": "campaign:<account>/<name>",
+    "provider": "provider:<name>",
+    "source": "source:<address>",
+    "destination": "destination:<domain>",
+}
+_DOMAIN = re.compile(r"[^\s@:/]{1,253}|\[[0-9A-Za-z.:]+\]")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Message ids, as in `250 queued as`.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help=" · ".join(KINDS.values()))]
+Reason = Annotated[str, typer.Option(help="Why; it stands in the events.")]
+
+
+def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
+    """Opens the configured queue, works, closes; what the queue can't do goes to standard error, exit 1."""
+
+    async def session() -> None:
+        queue = await Queue.open(loaded.settings.queue, role="relayctl", patience=PATIENCE_SECONDS)
+        try:
+            await work(queue)
+        finally:
+            await queue.close()
+
+    try:
+        uvloop.run(session())
+    except (QueueDown, QueueRefused, ServerAnswer) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def summary(config: PathOption = None, json: JsonOption = False) -> None:
+    """Counts of the whole queue, its flows, what is suspended, who works."""
+
+    async def work(queue: Queue) -> None:
+        facts = await inspect.summary(queue.shards)
+        if json:
+            _print({**_plain(facts), "open": facts.open})
+        else:
+            sheets.summary(_console(), facts, time.time())
+
+    on_queue(load_or_exit(config), work)
+
+
+@app.command()
+def show(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Message id.")],
+    config: PathOption = None,
+    json: JsonOption = False,
+) -> None:
+    """One message and where each of its recipients stands."""
+
+    async def work(queue: Queue) -> None:
+        found = await _find(queue, id)
+        if found is None:
+            raise typer.Exit(1)
+        shard, envelope = found
+        items = await inspect.items(shard, envelope)
+        if json:
+            _print({"envelope": _plain(envelope), "items": [_plain(item) for item in items]})
+        else:
+            sheets.message(_console(), envelope, items)
+
+    on_queue(load_or_exit(config), work)
+
+
+@app.command()
+def hold(ids: Ids, reason: Reason, config: PathOption = None) -> None:
+    """Take messages out of delivery and keep them; what a worker has in its hands goes on."""
+    _withdraw(config, ids, "hold", "held", reason)
+
+
+@app.command()
+def release(ids: Ids, reason: Reason, config: PathOption = None) -> None:
+    """Put held messages back, due at once."""
+    _withdraw(config, ids, "release", "released", reason)
+
+
+@app.command()
+def suspend(
+    key: Key,
+    reason: Reason,
+    for_: Annotated[str, typer.Option("--for", metavar="DURATION", help="90s, 5m, 1h30m; default until resumed.")] = "",
+    config: PathOption = None,
+) -> None:
+    """Send nothing more for KEY until it is resumed, touching no item; what is under way goes on."""
+    loaded = load_or_exit(config)
+    name, length = stop_key(key), _length(for_)
+    kind, _, value = name.partition(":")
+    if kind == "provider" and value != "default" and value not in loaded.providers.rules:
+        raise typer.BadParameter(f"no provider {value}{nearest(value, list(loaded.providers.rules))}")
+    on_queue(loaded, lambda queue: queue.suspend(name, length, said(reason)))
+    typer.echo(f"suspended {name} {'for ' + for_ if for_ else 'until resumed'}")
+
+
+@app.command()
+def resume(key: Key, reason: Reason, config: PathOption = None) -> None:
+    """Send again for KEY; exit 1 when it was not suspended."""
+    name = stop_key(key)
+
+    async def work(queue: Queue) -> None:
+        if not await queue.resume(name, said(reason)):
+            typer.echo(f"{name} is not suspended", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"resumed {name}")
+
+    on_queue(load_or_exit(config), work)
+
+
+def stop_key(text: str) -> str:
+    """The key as the queue spells it; BadParameter says what is allowed."""
+    kind, _, value = text.partition(":")
+    account, slash, campaign = value.partition("/")
+    match kind:
+        case "flow" if value.isascii() and value.isdigit():
+            return text
+        case "account" | "provider" if value and not value.isspace():
+            return text
+        case "campaign" if account and slash and campaign:
+            return text
+        case "source" if address := _address(value):
+            return f"source:{address}"
+        case "destination" if _DOMAIN.fullmatch(value):
+            return f"destination:{value.lower().rstrip('.')}"
+    allowed = KINDS.get(kind) or " · ".join(KINDS.values())
+    raise typer.BadParameter(f"{text!r} names nothing that can be suspended; write {allowed}")
+
+
+def said(reason: str) -> str:
+    """One line of text; BadParameter when there is none."""
+    line = " ".join(reason.split())
+    if not line:
+        raise typer.BadParameter("a reason has at least one word")
+    return line
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""
+
+
+def _length(text: str) -> float:
+    try:
+        length = float(str(seconds(text or "0")))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if text and length <= 0:
+        raise typer.BadParameter("a suspension lasts longer than nothing")
+    return length
+
+
+async def _find(queue: Queue, message_id: str) -> tuple[Shard, Envelope] | None:
+    found = await inspect.find(queue.shards, message_id) if message_id.isascii() else None
+    if found is None:
+        typer.echo(f"{message_id}: not in the queue; the events say what became of it", err=True)
+    return found
+
+
+def _withdraw(config: PathOption, ids: Sequence[str], verb: str, kind: str, reason: str) -> None:
+    """Each message by itself; exit 1 when one of them had no recipient to do it to."""
+    reason = said(reason)
+
+    async def work(queue: Queue) -> None:
+        idle = 0
+        for message_id in ids:
+            found = await _find(queue, message_id)
+            count = 0
+            if found is not None:
+                count = await Reaper(found[0], _no_record).withdraw(found[1], verb, kind, reason)
+                typer.echo(f"{message_id}: {kind} {count} of {len(found[1].recipients)} recipients")
+            idle += count == 0
+        if idle:
+            raise typer.Exit(1)
+
+    on_queue(load_or_exit(config), work)
+
+
+def _no_record(_envelope: Envelope, _index: int, _state: State, _action: str, _now: int) -> bytes:
+    """Nobody gets a DSN because an operator holds mail."""
+    return b""
+
+
+def _plain(facts: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it: ``class``, not ``class_``."""
+    return dataclasses.asdict(facts, dict_factory=lambda pairs: {name.rstrip("_"): value for name, value in pairs})
+
+
+def _print(record: Any) -> None:
+    typer.echo(orjson.dumps(record, option=orjson.OPT_INDENT_2))
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=240, highlight=False)
