@@ -1,8 +1,7 @@
 """What to tell: (item, outcome, decision, time) → the event, and the record for a DSN if one is owed. Pure.
 
-A failure owes a record with action ``failed``; the first attempt that leaves an item waiting past the envelope's
-``notify_after`` owes one with action ``delayed``. "First" needs no memory of its own: the attempt before it
-(``State.at``) lies before that time. A message with the null reverse-path never owes anything.
+A failure owes a record with action ``failed``; a message with the null reverse-path never owes anything. Delays are
+told by the clock, not by attempts: the reaper makes those records (:mod:`mailqueue.reaper`, :mod:`delivery.notify`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import orjson
 from delivery.outcome import EXPIRY, Outcome, Result
 from delivery.retry import Decision, Done, Fail, Retry, Unknown
 from mailqueue.events import Event
-from mailqueue.message import Envelope, QueueItem, State
+from mailqueue.message import QueueItem, State
 
 _REMOTE_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
 
@@ -147,25 +146,14 @@ def _reason(outcome: Outcome, decision: Decision) -> str:
 
 def _record(item: QueueItem, outcome: Outcome, decision: Decision, now_ms: int) -> DsnRecord | None:
     envelope = item.message.envelope
-    if envelope.is_notification:
-        return None
-    if isinstance(decision, Fail):
-        action, status, until = "failed", decision.status, 0
-    elif _retry_of(decision) is not None and _notice_falls_due(envelope, item.state, now_ms):
-        action, status, until = "delayed", outcome.status, envelope.expires_at
-    else:
+    if envelope.is_notification or not isinstance(decision, Fail):
         return None
     return DsnRecord(
         recipient=item.recipient,
-        action=action,
-        status=status,
+        action="failed",
+        status=decision.status,
         diagnostic_code=diagnostic_code(outcome.diagnostic),
         remote_mta=outcome.remote_mta,
         last_attempt_at=item.state.at if outcome.rule == EXPIRY else now_ms,
         arrived_at=envelope.received_at,
-        retry_until=until,
     )
-
-
-def _notice_falls_due(envelope: Envelope, before: State, now_ms: int) -> bool:
-    return envelope.notify_after > 0 and before.at < envelope.notify_after <= now_ms

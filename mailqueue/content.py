@@ -226,6 +226,6 @@ class Decoder:
         try:
             if zstandard.frame_content_size(body) > most:  # it would be allocated, whatever it says
                 raise ValueError("content is damaged: impossible size")
-            return decompressor.decompress(body, max_output_size=most)
+            return decompressor.decompress(body, max_output_size=most, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ValueError(f"content is damaged: {error}") from error

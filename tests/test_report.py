@@ -119,24 +119,8 @@ def test_an_expiry_without_attempt_tells_of_the_last_one():
     assert (record.status, record.diagnostic_code, record.last_attempt_at) == ("4.4.7", "smtp; 450 later", STATE.at)
 
 
-@pytest.mark.parametrize(
-    ("before", "notify_after", "owed"),
-    [
-        (NOW - 2 * HOUR, NOW - HOUR, True),  # the first attempt past it
-        (0, NOW - HOUR, True),  # the first attempt of all
-        (NOW - 2 * HOUR, NOW, True),
-        (NOW - HOUR // 2, NOW - HOUR, False),  # told already
-        (NOW - HOUR, NOW - HOUR, False),
-        (NOW - 2 * HOUR, NOW + 1, False),  # not yet
-        (NOW - 2 * HOUR, 0, False),  # never asked for
-    ],
-)
-def test_a_delay_is_told_once(before: int, notify_after: int, owed: bool):
-    late = item(replace(STATE, at=before), replace(ENVELOPE, notify_after=notify_after))
-    record = report(late, LATER, AGAIN, now_ms=NOW).record
-    assert (record is not None) is owed
-    if record:
-        assert (record.action, record.status, record.retry_until) == ("delayed", "4.7.1", ENVELOPE.expires_at)
+def test_a_delay_is_the_reapers_to_tell():
+    assert report(item(), LATER, AGAIN, now_ms=NOW).record is None, "though the notice is an hour overdue"
 
 
 def test_nothing_is_owed_for_what_went_well_or_may_have():
