@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from mailqueue import keys
 from mailqueue.content import ZSTD_DICTIONARY, Encoder, header
@@ -37,6 +37,9 @@ DOMAINS = ("x.test", "y.test", "z.test")
 GROUPS = ("google", "default", "yahoo")
 TEMPLATE = random.Random(7).randbytes(700).hex().encode()
 PICK = st.integers(0, 1000)  # modulo what there is to choose from, which depends on the time of day
+LABOUR = ("work", "work", "due", "claim", "settle", "settle", "settle", "late", "mark", "mark", "lease_ends", "reap")
+OPERATION = ("hold", "release", "release", "remove", "suspend", "resume", "resume", "assign", "look", "notify", "void")
+OPERATION += ("lose_answers",)
 T = TypeVar("T")
 
 
@@ -157,9 +160,57 @@ class QueueMachine(RuleBasedStateMachine):
         self.ended[item] = kind
         self.poison.pop(item, None)
 
+    @initialize(shapes=st.lists(st.lists(st.sampled_from(DOMAINS), min_size=1, max_size=5), min_size=2, max_size=4))
+    def begin(self, shapes: list[list[str]]) -> None:
+        for to in shapes:
+            self.put(to, "bulk", "a", "c", "", "", "retry", False)
+
+    @rule(verb=st.sampled_from(LABOUR), pick=PICK, more=PICK)
+    def labour(self, verb: str, pick: int, more: int) -> None:
+        """What workers do, the dead ones included."""
+        kinds = ("final", "again", "hold", "record", "back", "again")
+        match verb:
+            case "work":
+                self.work(pick, 1 + more % 4, 1 + pick % 3)
+            case "due":
+                self.due(pick, 1 + more % 6, one(more, ("", "google", "b:default")))
+            case "claim":
+                self.claim(pick, more % 4, 1 + pick % 3, more % 2 == 0)
+            case "settle":
+                for number in range(1 + more % 3):
+                    self.settle(pick + number, one(more + number, kinds), more % 20)
+            case "late":
+                self.late(pick, one(more, ("final", "record", "again", "back")))
+            case "mark":
+                self.mark(pick)
+            case "lease_ends":
+                self.lease_ends(pick)
+            case "reap":
+                self.reap()
+
+    @rule(verb=st.sampled_from(OPERATION), pick=PICK, more=PICK)
+    def operation(self, verb: str, pick: int, more: int) -> None:
+        """What operators and maintenance do, and the network."""
+        match verb:
+            case "hold" | "release" | "remove":
+                self.withdraw(pick, verb)
+            case "suspend":
+                self.suspend(one(pick, self.STOPS), one(more, (0.01, 0.0, 0.02, 60.0)))
+            case "resume":
+                self.resume(one(pick, self.STOPS))
+            case "assign":
+                self.assign(pick, one(pick, DOMAINS), one(more, GROUPS))
+            case "look":
+                self.look()
+            case "notify":
+                self.notify(pick % 2 == 0, more % 2 == 0)
+            case "void":
+                self.void(pick)
+            case "lose_answers":
+                self.lose_answers(pick % 2 == 0)
+
     # ── put and void ───────────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(twice=st.booleans())
     def lose_answers(self, twice: bool) -> None:
         for repeating in self.repeating:
             repeating.on = twice
@@ -170,7 +221,7 @@ class QueueMachine(RuleBasedStateMachine):
         account=st.sampled_from(["a", "b"]),
         campaign=st.sampled_from(["", "c"]),
         key=st.sampled_from(["", "", "k"]),
-        fate=st.sampled_from(["", "", "late", "doomed"]),
+        fate=st.sampled_from(["", "", "", "late", "late", "doomed"]),
         unknown=st.sampled_from(["retry", "never", "once:0"]),
         null=st.booleans(),
     )
@@ -214,7 +265,6 @@ class QueueMachine(RuleBasedStateMachine):
         for index in indexes:
             self.open[keys.item(envelope.id, index)] = keys.flow_name(envelope)
 
-    @rule(pick=PICK)
     def void(self, pick: int) -> None:
         """The client was told 451: what a worker does not have yet is taken back, with its markers."""
         if not self.open:
@@ -248,7 +298,6 @@ class QueueMachine(RuleBasedStateMachine):
         busy = [worker for worker in self.workers if self.holding(worker)]
         return one(pick, busy) if busy else None
 
-    @rule(pick=PICK, most=st.integers(1, 6), blocked=st.sampled_from(["", "google", "b:default"]))
     def due(self, pick: int, most: int, blocked: str) -> None:
         worker = self._worker(pick)
         tickets, _, _ = self.do(worker.due(dict.fromkeys(ALL, most), [blocked] if blocked else []))
@@ -256,7 +305,6 @@ class QueueMachine(RuleBasedStateMachine):
             assert blocked not in (ticket.group, f"{ticket.class_[0]}:{ticket.group}")
         self.tickets += tickets
 
-    @rule(pick=PICK, transactions=st.integers(0, 4), recipients=st.integers(1, 3), keep=st.booleans())
     def claim(self, pick: int, transactions: int, recipients: int, keep: bool) -> None:
         if not self.tickets:
             return
@@ -265,15 +313,23 @@ class QueueMachine(RuleBasedStateMachine):
         claimed = self.do(worker.claim(ClaimRequest(ticket, transactions, recipients, keep)))
         if not (keep and claimed.left):
             self.tickets.remove(ticket)
+        self._claimed(worker, claimed, transactions)
+
+    def work(self, pick: int, transactions: int, recipients: int) -> None:
+        """What a worker does all day: everything that is due."""
+        worker = self._worker(pick)
+        for ticket in self.do(worker.due(dict.fromkeys(ALL, 4)))[0]:
+            claimed = self.do(worker.claim(ClaimRequest(ticket, transactions, recipients)))
+            assert claimed.items
+            self._claimed(worker, claimed, transactions)
+
+    def _claimed(self, worker: Worker, claimed: Claimed, transactions: int) -> None:
         assert len({item.message.envelope.id for item in claimed.items}) <= transactions
         for item in claimed.items:
             assert item.key in self.open
             assert not self._in_flight(item.key), "claimed twice"
             self.holding(worker)[item.key] = item
 
-    @rule(
-        pick=PICK, kind=st.sampled_from(["final", "final", "again", "back", "hold", "record"]), after=st.integers(0, 30)
-    )
     def settle(self, pick: int, kind: str, after: int) -> None:
         worker = self._busy(pick)
         if worker is None:
@@ -315,7 +371,6 @@ class QueueMachine(RuleBasedStateMachine):
         if letter == "b":
             self.marked.discard(item.key)
 
-    @rule(pick=PICK)
     def mark(self, pick: int) -> None:
         worker = self._busy(pick)
         if worker is not None:
@@ -325,15 +380,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ── death ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(pick=PICK)
     def lease_ends(self, pick: int) -> None:
-        worker = self._worker(pick)
+        worker = self._busy(pick) or self._worker(pick)
         self.workers.remove(worker)
         self.do(worker.shard.command("ZADD", worker.shard.prefix + "w", 1, worker.epoch))
         self.dead.append((worker, dict(self.holding(worker))))
         self.do(self._join(self.queue.workers()[worker.shard.number]))
 
-    @rule()
     def reap(self) -> None:
         for reaper in self.reapers:
             self.do(reaper.reap())
@@ -355,7 +408,6 @@ class QueueMachine(RuleBasedStateMachine):
                 del self.poison[key]
         self.marked.discard(key)
 
-    @rule(pick=PICK, kind=st.sampled_from(["final", "record", "again", "back"]))
     def late(self, pick: int, kind: str) -> None:
         """A worker that was thought dead says what became of an item."""
         dead = [pair for pair in self.dead if pair[1]]
@@ -382,7 +434,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ── operators and maintenance ──────────────────────────────────────────────────────────────────────────────
 
-    @rule(pick=PICK, verb=st.sampled_from(["hold", "release", "remove"]))
     def withdraw(self, pick: int, verb: str) -> None:
         if not self.open:
             return
@@ -407,19 +458,15 @@ class QueueMachine(RuleBasedStateMachine):
         "source:127.0.0.9",
     )
 
-    @rule(key=st.sampled_from(STOPS), seconds=st.sampled_from([0.0, 0.02, 60.0]))
     def suspend(self, key: str, seconds: float) -> None:
         self.do(self.queue.suspend(key, seconds))
 
-    @rule(key=st.sampled_from(STOPS))
     def resume(self, key: str) -> None:
         self.do(self.queue.resume(key))
 
-    @rule(pick=PICK, domain=st.sampled_from(DOMAINS), group=st.sampled_from(GROUPS))
     def assign(self, pick: int, domain: str, group: str) -> None:
         self.do(self._worker(pick).assign(domain, group))
 
-    @rule()
     def look(self) -> None:
         """Delay notices and expiry; what is in flight is told of a delay and not expired."""
         for message_id in {keys.item_parts(item)[0] for item in self.open}:
@@ -449,7 +496,6 @@ class QueueMachine(RuleBasedStateMachine):
         if envelope.reverse_path:
             self.records[record(envelope, index, None, action, 0)] += 1
 
-    @rule(dsn=st.booleans(), race=st.booleans())
     def notify(self, dsn: bool, race: bool) -> None:
         for number, reaper in enumerate(self.reapers):
             for notice in self.do(reaper.notices()):

@@ -174,6 +174,7 @@ end
 local function close_item(item)
   local id = id_of(item)
   call('UNLINK', P .. 's:' .. item)
+  call('HDEL', P .. 'poison', item)
   local open = call('GET', P .. 'n:' .. id)
   if open and call('DECR', P .. 'n:' .. id) > 0 then return end
   call('ZREM', P .. 'x', id)

@@ -46,7 +46,7 @@ for entry = 0, total - 1 do
       else
         again(class, flow, destination, 0, item)
       end
-    elseif kind ~= 'b' then
+    elseif kind ~= 'b' and kind ~= 'd' then
       call('HDEL', P .. 'poison', item)
     end
     if kind == 'd' then
