@@ -92,7 +92,8 @@ class Engine:
         self.idle_seconds = settings.timeouts.idle
         self.recipients = settings.recipients_per_transaction
         for site in self._sites.values():
-            site.configure(providers.named(site.route.group), self._sources_of(site.pool))
+            site.lines.configure(providers.named(site.route.group), self._sources_of(site.pool))
+            site.wake()
 
     async def run(self) -> None:
         """Until stopped and drained."""
@@ -368,7 +369,7 @@ class Engine:
             if lost:
                 log.warning("slots lost", count=len(lost))
                 for site in self._sites.values():
-                    site.drop_leases(lost)
+                    site.lines.drop_leases(lost)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,4 +1,4 @@
-"""Pure choices of a site: how many sessions are worth having, which source opens next, which limits hold for it."""
+"""Pure choices of a site: how many sessions are worth having, and which sources may open one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from config.addresses import expand
-from config.durations import Rate as ConfiguredRate
-from config.providers import ProviderRule
 from config.settings import DeliverySettings
-from ipreputation.limits import Ceiling, Limits, Pace
-from ipreputation.throttle import Rate
 
 CHAIN = 4  # transactions handed to a session at once: it works on while the next claim is under way
 
@@ -45,22 +41,6 @@ def pools_of(settings: DeliverySettings) -> dict[str, tuple[Source, ...]]:
     }
 
 
-def limits_of(rule: ProviderRule, site: str, source: str) -> Limits:
-    """What the provider's rule means for one source at one site; the names are shared by all processes."""
-    own = f"{site}/{source or 'any'}"
-    mine = rule.for_source(source)
-    return Limits(
-        connections=(Ceiling(own, mine.connections),),
-        opening=(Pace(f"{own}#opening", _rate(mine.connection_rate)),) if mine.connection_rate else (),
-        messages=(Pace(f"{own}#messages", _rate(mine.message_rate)),) if mine.message_rate else (),
-        per_connection=mine.messages_per_connection,
-    )
-
-
-def _rate(configured: ConfiguredRate) -> Rate:
-    return Rate(configured.count, configured.period_seconds, configured.burst)
-
-
 def sessions_worth_having(demand: int, most: int) -> int:
     """For ``demand`` transactions that wait: 1 → 1, 10 → 4, 100 → 16, 1,000 → 64, 10,000 → 252.
 
@@ -77,11 +57,13 @@ def usable(
     now: float,
     stopped: Collection[str],
 ) -> list[Source]:
-    """Sources that may open a session now: an address of a family that the next hops have, not resting, not stopped."""
+    """Sources that may open a session now: an address of a family that the next hops have, not turned off (weight 0),
+    not resting, not stopped."""
     return [
         source
         for source in sources
-        if (not source.address or source.version in versions)
+        if source.weight > 0
+        and (not source.address or source.version in versions)
         and resting.get(source.address, 0.0) <= now
         and source.address not in stopped
     ]

@@ -8,8 +8,9 @@ effective limit is the smallest, and refusals name it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
+from config.durations import Rate as ConfiguredRate
+from config.providers import ProviderRule
 from ipreputation.throttle import Rate
 
 
@@ -43,45 +44,20 @@ class Limits:
             raise ValueError("per_connection: at least 1 message")
 
 
-class ProviderRules(Protocol):
-    """What ``limits_for`` reads of a provider's entry. None = no such limit."""
+def limits_for(rule: ProviderRule, site: str, source: str) -> Limits:
+    """The limits of ``source`` ("" = the kernel's choice) at ``site``, from the rule of the site's provider.
 
-    @property
-    def connections(self) -> int | None:
-        """Per source."""
-
-    @property
-    def connections_total(self) -> int | None:
-        """All sources together."""
-
-    @property
-    def opening(self) -> Rate | None:
-        """New connections per source."""
-
-    @property
-    def messages(self) -> Rate | None:
-        """Messages per source."""
-
-    @property
-    def messages_total(self) -> Rate | None:
-        """Messages of all sources together."""
-
-    @property
-    def messages_per_connection(self) -> int: ...
-
-
-def limits_for(provider_rules: ProviderRules, site: str, source: str) -> Limits:
-    """The limits of ``source`` at ``site``: ``<site>/<source>`` for its own, ``<site>`` for what all sources share.
-
-    A provider's name is its site, so a limit per provider spans all its hosts. Ceilings and paces have separate
-    namespaces; opening and messages are told apart by ``#opening`` and ``#messages``.
+    A provider's name is its site, so its limits span all its hosts. Ceilings and paces have separate namespaces;
+    opening and messages are told apart by ``#opening`` and ``#messages``.
     """
-    own, rules = f"{site}/{source}", provider_rules
-    connections = ((own, rules.connections), (site, rules.connections_total))
-    messages = ((f"{own}#messages", rules.messages), (f"{site}#messages", rules.messages_total))
+    own, mine = f"{site}/{source or 'any'}", rule.for_source(source)
     return Limits(
-        connections=tuple(Ceiling(name, most) for name, most in connections if most is not None),
-        opening=(Pace(f"{own}#opening", rules.opening),) if rules.opening else (),
-        messages=tuple(Pace(name, rate) for name, rate in messages if rate is not None),
-        per_connection=rules.messages_per_connection,
+        connections=(Ceiling(own, mine.connections),),
+        opening=_pace(f"{own}#opening", mine.connection_rate),
+        messages=_pace(f"{own}#messages", mine.message_rate),
+        per_connection=mine.messages_per_connection,
     )
+
+
+def _pace(name: str, rate: ConfiguredRate | None) -> tuple[Pace, ...]:
+    return (Pace(name, Rate(rate.count, rate.period_seconds, rate.burst)),) if rate else ()

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from config.durations import Rate as ConfiguredRate
+from config.providers import ProviderRule
 from ipreputation.limits import Ceiling, Limits, Pace, limits_for
 from ipreputation.plans import Lease, connect_plan, extend_plan, message_plan, release_plan
 from ipreputation.throttle import Rate
 
 
-@dataclass(frozen=True)
-class Rules:
-    connections: int | None = None
-    connections_total: int | None = None
-    opening: Rate | None = None
-    messages: Rate | None = None
-    messages_total: Rate | None = None
-    messages_per_connection: int = 100
+def rule(**limits: Any) -> ProviderRule:
+    facts: dict[str, Any] = {"name": "google", "connections": 5, "messages_per_connection": 50, "tls": "opportunistic"}
+    return ProviderRule(**{**facts, **limits})
+
+
+def both(source: str, opening: Rate | None = None, messages: Rate | None = None) -> Limits:
+    """Limits of a source's own and of all sources together."""
+    return Limits(
+        connections=(Ceiling(f"g/{source}", 5), Ceiling("g", 8)),
+        opening=(Pace(f"g/{source}#opening", opening),) if opening else (),
+        messages=(Pace(f"g/{source}#messages", messages),) if messages else (),
+    )
 
 
 def test_all_limits_of_a_provider_are_named() -> None:
-    rules = Rules(5, 100, Rate(100, 60.0), Rate(100, 1.0, 10), Rate(1000, 1.0), 50)
-    assert limits_for(rules, "google", "127.0.1.1") == Limits(
-        connections=(Ceiling("google/127.0.1.1", 5), Ceiling("google", 100)),
+    told = rule(connection_rate=ConfiguredRate(100, 60.0), message_rate=ConfiguredRate(100, 1.0, 10))
+    assert limits_for(told, "google", "127.0.1.1") == Limits(
+        connections=(Ceiling("google/127.0.1.1", 5),),
         opening=(Pace("google/127.0.1.1#opening", Rate(100, 60.0)),),
-        messages=(Pace("google/127.0.1.1#messages", Rate(100, 1.0, 10)), Pace("google#messages", Rate(1000, 1.0))),
+        messages=(Pace("google/127.0.1.1#messages", Rate(100, 1.0, 10)),),
         per_connection=50,
     )
 
 
 def test_what_is_not_said_is_no_limit() -> None:
-    assert limits_for(Rules(), "mx.example", "::1") == Limits(per_connection=100)
-    assert limits_for(Rules(connections=0), "x", "s").connections == (Ceiling("x/s", 0),)  # 0 is said: none at all
+    told = limits_for(rule(), "mx.example", "::1")
+    assert (told.opening, told.messages) == ((), ())
+    assert limits_for(rule(connections=0), "x", "s").connections == (Ceiling("x/s", 0),)  # 0 is said: none at all
+    assert limits_for(rule(), "x", "").connections[0].name == "x/any"
+
+
+def test_what_differs_for_a_source() -> None:
+    told = rule(overrides={"127.0.1.9": {"connections": 2}})
+    assert limits_for(told, "x", "127.0.1.9").connections[0].most == 2
+    assert limits_for(told, "x", "127.0.1.8").connections[0].most == 5
 
 
 def test_no_message_per_connection_is_refused() -> None:
@@ -42,8 +56,7 @@ def test_no_message_per_connection_is_refused() -> None:
 
 
 def test_plans_number_each_name_once() -> None:
-    rules = Rules(5, 8, Rate(2, 1.0), Rate(3, 1.0))
-    candidates = [(source, limits_for(rules, "g", source)) for source in ("a", "b")]
+    candidates = [(source, both(source, Rate(2, 1.0), Rate(3, 1.0))) for source in ("a", "b")]
     plan = connect_plan(candidates)
     assert plan.ceilings == ["g/a", "g", "g/b"]
     assert plan.keys[:4] == ["{rep}lease:g/a", "{rep}wait:g/a", "{rep}lease:g", "{rep}wait:g"]

@@ -1,0 +1,266 @@
+"""The sessions of a site: how many are worth having, which source opens the next, when each one ends.
+
+Every open session rests on a lease of its source's slot; the slot is given back when the peer has said 221 or hung up,
+not before, so that what we count and what the provider counts agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from config.providers import ProviderRule
+from delivery.doors import Doors, NoSession
+from delivery.metrics import DeliveryMetrics
+from delivery.outcome import Outcome, lost
+from delivery.pool import Source, sessions_worth_having, usable
+from delivery.reply import Phase
+from delivery.router import Route
+from delivery.session import Session
+from delivery.tls import TlsMode
+from ipreputation.choose import levelled
+from ipreputation.limits import Limits, limits_for
+from ipreputation.store import Lease, LimitStore
+
+REST_SECONDS = {"reply": 600.0, "address_gone": 60.0}  # a source that a site refuses, or that is not there
+FIRST_SESSIONS = 2  # as long as none has been let in
+PAUSE_SECONDS = 1.0  # when this machine has no port left
+
+log = structlog.get_logger("delivery")
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One open session with the lease it rests on."""
+
+    session: Session
+    lease: Lease
+    source: Source
+    idle_since: float
+    busy: bool = False
+    given: int = 0  # transactions handed to it
+
+    @property
+    def left(self) -> int:
+        """Transactions it may still carry."""
+        return self.lease.limits.per_connection - self.given if self.session.alive else 0
+
+    def finish(self) -> None:
+        """No more transactions; one under way may end, for a cut after the final dot makes duplicates."""
+        self.given = self.lease.limits.per_connection
+
+
+class Ground(Protocol):
+    """What sessions need of the process; the engine."""
+
+    store: LimitStore
+    doors: Doors
+    metrics: DeliveryMetrics
+    idle_seconds: float
+    stopping: bool
+    stopped_sources: Collection[str]
+
+    def free_sessions(self) -> int: ...
+    def session_opened(self) -> None: ...
+    def session_closed(self) -> None: ...
+    async def release(self, lease: Lease) -> None: ...
+
+
+class Lines:
+    """``start`` runs a task in the site's name, ``changed`` wakes it, ``failed`` hears that nobody lets us in,
+    ``reached`` that somebody did."""
+
+    def __init__(
+        self,
+        name: str,
+        rule: ProviderRule,
+        sources: tuple[Source, ...],
+        ground: Ground,
+        *,
+        start: Callable[[Coroutine[Any, Any, None]], None],
+        changed: Callable[[], None],
+        failed: Callable[[Outcome], Awaitable[None]],
+        reached: Callable[[], None],
+    ) -> None:
+        self.rule, self.sources = rule, sources
+        self.opening = 0
+        self.connect_after = 0.0
+        self._name = name
+        self._ground = ground
+        self._start, self._changed, self._failed, self._reached = start, changed, failed, reached
+        self._open: list[Line] = []
+        self._served: dict[str, float] = {}  # transactions by source
+        self._resting: dict[str, float] = {}  # source → until
+        self._limits: dict[str, Limits] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def configure(self, rule: ProviderRule, sources: tuple[Source, ...]) -> None:
+        """Sessions open from now on follow these; open ones end under the old."""
+        self.rule, self.sources = rule, sources
+        self._limits.clear()
+
+    # ── which ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def ready(self) -> list[Line]:
+        """Sessions that can send now, those of the least served source first."""
+        lines = [line for line in self._open if not line.busy and line.left > 0]
+        lines.sort(key=lambda line: (self._level(line.source), line.idle_since))
+        return lines
+
+    def serve(self, line: Line, transactions: int) -> None:
+        """It has been handed so many."""
+        line.busy = True
+        line.given += transactions
+        self._served[line.source.address] = self._served.get(line.source.address, 0.0) + transactions
+
+    def done(self, line: Line) -> None:
+        """Its transactions have ended."""
+        line.busy = False
+        line.idle_since = now()
+        if line.left <= 0 or self._ground.stopping:
+            self._close(line)
+
+    def next_idle(self) -> float | None:
+        """When the next idle session has been so for too long."""
+        return min((line.idle_since + self._ground.idle_seconds for line in self._open if not line.busy), default=None)
+
+    def _level(self, source: Source) -> float:
+        return self._served.get(source.address, 0.0) / max(source.weight, 1)
+
+    # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open_more(self, demand: int, route: Route) -> None:
+        """As many as are worth having for ``demand`` transactions that wait, and as the limits allow."""
+        alive, idle = len(self._open), len(self.ready())
+        most = FIRST_SESSIONS + 3 * alive  # slow start: who lets two in may let eight in
+        worth = sessions_worth_having(demand, most) - alive - self.opening
+        want = min(worth, self._ground.free_sessions(), demand - idle)
+        if want <= 0 or now() < self.connect_after:
+            return
+        candidates = self._candidates(route)
+        if not candidates:
+            await self._no_source()
+            return
+        while want > 0:
+            granted = await self._ground.store.connect(candidates, want, each=1)
+            for lease in granted.leases:
+                source = next(source for source in self.sources if source.address == lease.source)
+                self.opening += 1
+                self._ground.session_opened()
+                self._start(self._establish(lease, source, route))
+            want -= len(granted.leases)
+            if granted.wait is not None:
+                self.connect_after = now() + max(granted.wait.until, 0.001)
+                self._ground.metrics.limited.labels(self.rule.name).inc()
+            if granted.wait is not None or not granted.leases:
+                return
+
+    def _candidates(self, route: Route) -> list[tuple[str, Limits]]:
+        """Sources by how few sessions they have here, then by how little they have sent."""
+        versions = {6 if ":" in address else 4 for host in route.hosts for address in host.addresses}
+        found = usable(self.sources, versions, self._resting, now(), self._ground.stopped_sources)
+        count = {source.address: 0 for source in found}
+        for line in self._open:
+            if line.source.address in count:
+                count[line.source.address] += 1
+        found.sort(key=lambda source: (count[source.address] / source.weight, self._level(source)))
+        return [(source.address, self._limits_of(source)) for source in found]
+
+    def _limits_of(self, source: Source) -> Limits:
+        limits = self._limits.get(source.address)
+        if limits is None:
+            limits = self._limits[source.address] = limits_for(self.rule, self._name, source.address)
+            self._served = levelled([(s.address, s.weight) for s in self.sources], self._served)
+        return limits
+
+    async def _no_source(self) -> None:
+        """Every source rests here, is stopped, or is of the wrong family."""
+        rest = [until for until in self._resting.values() if until > now()]
+        if self._open or self.opening:
+            self.connect_after = min(rest, default=now() + PAUSE_SECONDS)
+            return
+        why = "every source of the pool is refused here for now" if rest else "no source of the pool may send here"
+        await self._failed(lost(Phase.CONNECT, why))
+
+    async def _establish(self, lease: Lease, source: Source, route: Route) -> None:
+        line: Line | None = None
+        mode = TlsMode(self.rule.for_source(source.address).tls)
+        metrics = self._ground.metrics
+        try:
+            session = await self._ground.doors.open(route.hosts, source, mode, self._lost)
+            line = Line(session, lease, source, now())
+            self._open.append(line)
+            self._reached()
+            metrics.opened.labels(self.rule.name).inc()
+            metrics.sessions.labels(self.rule.name).inc()
+        except NoSession as refusal:
+            await self._refused(refusal, source)
+        finally:
+            self.opening -= 1
+            self._changed()
+            if line is None:
+                self._ground.session_closed()
+                await self._ground.release(lease)
+
+    async def _refused(self, refusal: NoSession, source: Source) -> None:
+        self._ground.metrics.refused.labels(source.address, refusal.kind).inc()
+        if refusal.blame == "us":
+            log.warning("no port left", source=source.address, text=refusal.outcome.diagnostic)
+            self.connect_after = now() + PAUSE_SECONDS
+        elif refusal.blame == "source":
+            self.rest(source, refusal.outcome.diagnostic, refusal.kind)
+        elif self._open:  # others got in: no more than these, for a while
+            self.connect_after = now() + 5 * PAUSE_SECONDS
+        elif self.opening <= 1:
+            await self._failed(refusal.outcome)
+
+    def rest(self, source: Source, why: str, kind: str = "reply") -> None:
+        """The source opens no session here for a while."""
+        seconds = REST_SECONDS.get(kind, 60.0)
+        self._resting[source.address] = now() + seconds
+        log.warning("source rests", source=source.address, site=self._name, seconds=seconds, why=why)
+
+    # ── ending ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def retire(self) -> None:
+        """Sessions idle too long, at their last transaction, or ended."""
+        horizon = now() - self._ground.idle_seconds
+        for line in list(self._open):
+            if not line.busy and (line.left <= 0 or line.idle_since <= horizon or self._ground.stopping):
+                self._close(line)
+
+    def drop_leases(self, tokens: Collection[str]) -> None:
+        """Others have their slots already: no more over these sessions."""
+        for line in self._open:
+            if line.lease.token in tokens:
+                line.finish()
+        self._changed()
+
+    def _lost(self, session: Session, _why: str) -> None:
+        """An idle session's peer went away."""
+        self._changed()
+
+    def _close(self, line: Line) -> None:
+        if line in self._open:
+            self._open.remove(line)
+            self._start(self._quit(line))
+
+    async def _quit(self, line: Line) -> None:
+        """The slot is ours until the peer said 221 or hung up."""
+        try:
+            await line.session.quit()
+        finally:
+            self._ground.session_closed()
+            self._ground.metrics.sessions.labels(self.rule.name).dec()
+            await self._ground.release(line.lease)
+            self._changed()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
