@@ -112,7 +112,7 @@ def run(messages: int) -> Outcome:
     seen = always["replies_250"]
     outcome.check("every 250 of the load is in the trace", seen == messages, f"{seen} of {messages}")
     early = always["too_early"]
-    outcome.check("an fdatasync ended between the commit and each 250", early == 0, f"{seen - early} of {seen}")
+    outcome.check("an fdatasync ended between the commit and each 250", seen > 0 == early, f"{seen - early} of {seen}")
     caught = everysec["too_early"]
     outcome.check(
         "the check can fail: with everysec it finds early 250s", caught > 0, f"{caught} of {everysec['replies_250']}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.load import program
 
-_LINE = re.compile(r"(\d+) (\d+\.\d+) (.*)", re.DOTALL)
+_LINE = re.compile(r"(\d+) +(\d+\.\d+) (.*)", re.DOTALL)  # process ids are padded to five columns
 _BEGIN = re.compile(r"(\w+)\((.*)", re.DOTALL)
 _RESUMED = re.compile(r"<\.\.\. (\w+) resumed>(.*)", re.DOTALL)
 _END = re.compile(r"\) += (-?\d+).* <(\d+\.\d+)>$")

@@ -58,9 +58,9 @@ def test_the_path_check_sees_what_differs(accepted: list[str], arrived: list[Rec
 
 ID = "06gvnjl2bgj7jnmg78lp"
 AOF = "9</q/appendonly.aof.1.incr.aof>"
-WRITE = f'7 10.000 write({AOF}, "SET {{q0}}:m:{ID}", 20) = 20 <0.001>'
-SYNC = f"7 10.002 fdatasync({AOF}) = 0 <0.010>"
-SAID = f'8 10.020 write(16<socket:[1]>, "250 2.0.0 queued as {ID}\\r\\n", 42) = 42 <0.001>'
+WRITE = f'7     10.000 write({AOF}, "SET {{q0}}:m:{ID}", 20) = 20 <0.001>'
+SYNC = f"7     10.002 fdatasync({AOF}) = 0 <0.010>"
+SAID = f'12345 10.020 write(16<socket:[1]>, "250 2.0.0 queued as {ID}\\r\\n", 42) = 42 <0.001>'
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ SAID = f'8 10.020 write(16<socket:[1]>, "250 2.0.0 queued as {ID}\\r\\n", 42) = 
         (
             [
                 WRITE,
-                f"7 10.002 fdatasync({AOF} <unfinished ...>",
+                f"7     10.002 fdatasync({AOF} <unfinished ...>",
                 SAID.replace("10.020", "10.004"),
-                "7 10.012 <... fdatasync resumed>) = 0 <0.010>",
+                "7     10.012 <... fdatasync resumed>) = 0 <0.010>",
             ],
             1,
         ),
