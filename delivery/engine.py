@@ -71,7 +71,7 @@ class Engine:
     ) -> None:
         self.store, self.judge, self.doors, self.metrics = store, judge, doors, metrics
         self.stopping = False
-        self.stopped_sources: Collection[str] = frozenset()
+        self._source_stops: dict[int, dict[str, int]] = {}  # shard → source → until, ms (0 = until resumed)
         self._workers = workers
         self._router = router
         self._sites: dict[tuple[str, str], Site] = {}
@@ -173,15 +173,22 @@ class Engine:
         ]
 
     async def _note_stops(self, worker: Worker, version: int) -> None:
-        if self._stops.get(worker.shard.number) != version:
+        number = worker.shard.number
+        if self._stops.get(number) != version:
             stops = await worker.stops()
-            now = time.time() * 1000
-            self.stopped_sources = {
-                key.removeprefix("source:")
-                for key, until in stops.items()
-                if key.startswith("source:") and (until == 0 or until > now)
-            }
-            self._stops[worker.shard.number] = version
+            sources = {key.removeprefix("source:"): until for key, until in stops.items() if key.startswith("source:")}
+            self._stops[number] = version
+            if self._source_stops.get(number, {}) != sources:
+                self._source_stops[number] = sources
+                for site in self._sites.values():
+                    site.wake()
+
+    @property
+    def stopped_sources(self) -> Collection[str]:
+        """Sources that may not send now."""
+        now = time.time() * 1000
+        stops = [stop for shard in self._source_stops.values() for stop in shard.items()]
+        return {source for source, until in stops if until == 0 or until > now} if stops else ()
 
     # ── route ──────────────────────────────────────────────────────────────────────────────────────────────────
 

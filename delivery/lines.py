@@ -62,7 +62,9 @@ class Ground(Protocol):
     metrics: DeliveryMetrics
     idle_seconds: float
     stopping: bool
-    stopped_sources: Collection[str]
+
+    @property
+    def stopped_sources(self) -> Collection[str]: ...
 
     def free_sessions(self) -> int: ...
     def session_opened(self) -> None: ...
@@ -229,10 +231,11 @@ class Lines:
     # ── ending ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def retire(self) -> None:
-        """Sessions idle too long, at their last transaction, or ended."""
-        horizon = now() - self._ground.idle_seconds
+        """Sessions idle too long, at their last transaction, of a source that is stopped, or ended."""
+        horizon, stopped = now() - self._ground.idle_seconds, self._ground.stopped_sources
         for line in list(self._open):
-            if not line.busy and (line.left <= 0 or line.idle_since <= horizon or self._ground.stopping):
+            over = line.left <= 0 or line.idle_since <= horizon or line.source.address in stopped
+            if not line.busy and (over or self._ground.stopping):
                 self._close(line)
 
     def drop_leases(self, tokens: Collection[str]) -> None:

@@ -33,6 +33,7 @@ from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 QUANTUM = 500  # items a ticket may draw before the queue decides again whose turn it is
 MOST_TICKETS = 50  # of one class that wait at one site; a provider with so many is not asked for
+MOST_DESTINATIONS = 500  # the same at a site that is no provider, a host of many domains: the others wait a minute
 PAUSE_SECONDS = 1.0  # when the queue or the limits do not answer
 
 log = structlog.get_logger("delivery")
@@ -116,7 +117,8 @@ class Site:
 
     def crowded(self, class_: str) -> bool:
         """No more tickets of this class now; a better class is never kept out by a lesser one."""
-        return sum(held.ticket.class_ == class_ for held in self.tickets) >= MOST_TICKETS
+        most = MOST_TICKETS if self.rule.roll_up else MOST_DESTINATIONS
+        return sum(held.ticket.class_ == class_ for held in self.tickets) >= most
 
     # ── the loop ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,7 +258,7 @@ class Site:
         via = Via(f"{session.host} [{session.address}]", line.source.address, session.tls)
         blamed: Outcome | None = None
         for parcel in chain:
-            if not session.alive or self._floor.stopping:
+            if not session.alive or self._floor.stopping or line.source.address in self._floor.stopped_sources:
                 self._return(parcel)
                 line.given -= 1
                 continue

@@ -202,8 +202,8 @@ class Worker:
     async def due(
         self, wanted: Mapping[str, int], blocked: Collection[str] = (), quantum: int = 500
     ) -> tuple[list[Ticket], float | None, int]:
-        """(tickets, seconds until the next look or None = the bell, version of the stops). ``blocked``: provider groups,
-        or lanes of them ("b:google"), without capacity."""
+        """(tickets, seconds until the next look or None = the bell, version of the stops). ``blocked``: lanes
+        ("b:google") without capacity."""
         self._rung.clear()
         words: list[Argument] = [int(TICKET_SECONDS * 1000), quantum]
         words += [wanted.get(class_, 0) for class_ in keys.CLASS_LETTER]

@@ -1,7 +1,7 @@
 -- due: tickets for a worker with free capacity. A ticket is the right to claim from one flow's queue for one
 -- destination until its lease runs out; items stay where they are.
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
--- transactional, wanted bulk, b, b × lane or provider group without capacity.
+-- transactional, wanted bulk, b, b × lane without capacity.
 -- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source stops, then per ticket:
 -- class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
@@ -90,7 +90,7 @@ for _, class in ipairs({ 'e', 't', 'b' }) do
       local till = stopped('provider:' .. group)
       if till then
         wake_by(till > now and till or nil)
-      elseif not (blocked[lane] or blocked[lane]) then
+      elseif not blocked[lane] then
         wake(lane)
         lanes[#lanes + 1] = lane
       end
