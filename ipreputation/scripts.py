@@ -48,10 +48,15 @@ class Scripts:
     """``run(name, plan)`` → the script's reply (lists of integers)."""
 
     def __init__(self, redis: Redis, answer_seconds: float) -> None:
-        """``redis`` must not repeat commands by itself: ValueError. Reads the Lua files."""
-        retry = redis.get_retry()
-        if retry is not None and retry.get_retries() != 0:
-            raise ValueError("the limit store needs a client without retries: retry=Retry(NoBackoff(), 0)")
+        """``redis`` must leave repeating and waiting to this gate, else ValueError. Reads the Lua files.
+
+        redis-py repeats ten times by default. Its own socket time-out runs under ``asyncio.wait_for``, which before
+        Python 3.12 may swallow a cancellation: a task that is told to stop would go on.
+        """
+        settings = redis.connection_pool.connection_kwargs
+        retry = settings.get("retry")
+        if retry is None or retry.get_retries() != 0 or settings.get("socket_timeout", 5) is not None:
+            raise ValueError("the limit store needs a client with retry=Retry(NoBackoff(), 0) and socket_timeout=None")
         self._redis = redis
         self._answer_seconds = answer_seconds
         self._scripts = {name: _load(name) for name in _PARTS}

@@ -53,7 +53,10 @@ LONGEST_LEASE = 300.0  # the scripts take an expiry more than 600 s ahead for on
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Ask again after ``until`` seconds at the latest (a wake-up may come sooner); ``limit`` is the name that binds."""
+    """Ask again after ``until`` seconds at the latest (a wake-up may come sooner); ``limit`` is the name that binds.
+
+    ``until`` 0: a slot was freed while the refusal was under way, and this caller has its wake-up: ask again at once.
+    """
 
     until: float
     limit: str
@@ -162,7 +165,8 @@ class LimitStore:
             raise
         if not self._held:
             self.valid_until = started + self.lease_seconds
-        return self._granted(plan, candidates, tokens, reply, self._wakeups.asked(asking, refused=reply[1] >= 0))
+        woken = self._wakeups.asked(asking, granted=sum(map(bool, reply[0])), refused=reply[1] >= 0)
+        return self._granted(plan, candidates, tokens, reply, woken)
 
     def _granted(
         self, plan: Plan, candidates: Sequence[tuple[str, Limits]], tokens: list[str], reply: list[Any], woken: bool
@@ -189,6 +193,7 @@ class LimitStore:
             return
         for lease in leases:
             self._held.pop(lease.token, None)
+            self._doubtful.pop(lease.token, None)  # now, not after: a heartbeat may raise a new doubt meanwhile
         plan = release_plan(leases, self.worker)
         plan.body["again"] = False
         try:
@@ -196,8 +201,6 @@ class LimitStore:
         except BaseException:
             self._doubt(leases)
             raise
-        for lease in leases:
-            self._doubtful.pop(lease.token, None)
         self._wakeups.freed(plan.ceilings[i - 1] for i in woken)
 
     async def extend(self) -> list[Lease]:
@@ -207,12 +210,15 @@ class LimitStore:
         """
         await self.release(self._doubtful.values())
         leases, started = list(self._held.values()), time.monotonic()
+        lost: list[int] = []
+        anew: list[int] = []
         if leases:
-            lost, anew = await self._scripts.run(
-                "extend", extend_plan(leases, self.worker, self._lease_ms), repeat=True
-            )
-        else:
-            lost, anew = [], []
+            plan = extend_plan(leases, self.worker, self._lease_ms)
+            try:
+                lost, anew = await self._scripts.run("extend", plan, repeat=True)
+            except BaseException:  # it may have run, and made anew what was released meanwhile
+                self._doubt(lease for lease in leases if lease.token not in self._held)
+                raise
         self.valid_until = started + self.lease_seconds
         gone = [lease for n in lost if (lease := self._held.pop(leases[n - 1].token, None))]
         # released while the heartbeat was under way, and made anew by it

@@ -67,14 +67,16 @@ class Wakeups:
         self._taken |= asking.keep
         self.asked(asking)
 
-    def asked(self, asking: Asking, *, refused: bool = False) -> bool:
-        """It has its reply. True: refused, but a slot was freed since, so it should ask again at once."""
+    def asked(self, asking: Asking, *, granted: int = 0, refused: bool = False) -> bool:
+        """It has its reply. True: it got less than it wanted, but a slot was freed since: it should ask again at once.
+
+        Only who got nothing can be relied on to do that; otherwise the slot is offered to others, too.
+        """
         self._asking.discard(asking)
         self._waiting.update(dict.fromkeys(asking.keep))
-        if refused or not asking.woken:
-            return bool(asking.woken)
-        self.freed(asking.woken)
-        return False
+        if granted or not refused:
+            self.freed(asking.woken)
+        return refused and bool(asking.woken)
 
     def registered(self, names: Iterable[str]) -> None:
         """This worker now waits at ``names``."""

@@ -19,7 +19,9 @@ from tests.conftest import RedisServer
 
 
 def client(server: RedisServer, connections: int = 50) -> Redis:
-    return Redis(unix_socket_path=server.socket, retry=Retry(NoBackoff(), 0), max_connections=connections)
+    return Redis(
+        unix_socket_path=server.socket, retry=Retry(NoBackoff(), 0), socket_timeout=None, max_connections=connections
+    )
 
 
 @contextlib.asynccontextmanager
@@ -274,7 +276,7 @@ def test_a_lost_reply_is_found_again(shared_redis: RedisServer, tmp_path: os.Pat
 
         async with (
             await asyncio.start_unix_server(relay, path),
-            Redis(unix_socket_path=path, retry=Retry(NoBackoff(), 0)) as redis,
+            Redis(unix_socket_path=path, retry=Retry(NoBackoff(), 0), socket_timeout=None) as redis,
             client(shared_redis) as direct,
         ):
             store = LimitStore(redis, "w")
@@ -345,9 +347,16 @@ def test_a_cancelled_connect_leaves_no_lease_for_long(shared_redis: RedisServer)
 
 def test_a_client_that_repeats_by_itself_is_refused(shared_redis: RedisServer) -> None:
     async def scenario() -> None:
-        async with Redis(unix_socket_path=shared_redis.socket) as redis:
-            with pytest.raises(ValueError, match="without retries"):
-                LimitStore(redis, "w")
+        for careless in (
+            Redis(unix_socket_path=shared_redis.socket),
+            Redis.from_url(shared_redis.url),
+            Redis.from_url(shared_redis.url, socket_timeout=None),
+            Redis.from_url(shared_redis.url, retry=Retry(NoBackoff(), 0)),
+        ):
+            async with careless as redis:
+                with pytest.raises(ValueError, match="socket_timeout=None"):
+                    LimitStore(redis, "w")
+        LimitStore(Redis.from_url(shared_redis.url, retry=Retry(NoBackoff(), 0), socket_timeout=None), "w")
         async with client(shared_redis) as redis:
             with pytest.raises(ValueError, match="lease_seconds"):
                 LimitStore(redis, "w", 900.0)

@@ -28,7 +28,7 @@ local function room(i)
 end
 
 local function register(i)
-  call('ZADD', KEYS[2 * i], 'NX', ms, plan.worker)
+  call('ZADD', KEYS[2 * i], 'NX', now, plan.worker)
   call('PEXPIRE', KEYS[2 * i], 2 * plan.lease)
 end
 

@@ -1,5 +1,5 @@
 -- Fragment, put before scripts that free slots: wakes workers that a refused connect left waiting at a ceiling.
--- KEYS, ARGV: none of its own. Registration: zset {rep}wait:<ceiling>, member = worker, score = ms of the first refusal.
+-- KEYS, ARGV: none of its own. Registration: zset {rep}wait:<ceiling>, member = worker, score = µs of the first refusal.
 -- Return: 1 when the calling worker itself was among those woken (it is told in the reply, not by a message), else 0.
 -- Invariant: each unit of count goes to one worker that listens, or nobody waits any more. A worker without a
 -- listening connection is dropped: it asks for itself again when its listener is back.
