@@ -9,6 +9,7 @@ import structlog
 from config.settings import Settings
 from delivery.dsn import compose, notification_envelope
 from delivery.report import DsnRecord
+from mailqueue import keys
 from mailqueue.content import Encoder
 from mailqueue.message import Envelope, Message, State, new_id
 from mailqueue.reaper import Notice, Reaper
@@ -44,12 +45,28 @@ async def notify(reaper: Reaper, settings: Settings) -> int:
     return queued
 
 
+def _read(message_id: str, record: bytes) -> DsnRecord | None:
+    """None for one that says nothing: the others must not wait for it."""
+    try:
+        return DsnRecord.from_json(record)
+    except ValueError as error:
+        log.error("DSN record damaged", id=message_id, why=str(error))
+        return None
+
+
+def _id_in(shard: int, shards: int) -> str:
+    """An id that is looked for in the shard where the DSN is put: its message's."""
+    while keys.shard_of(identity := new_id(), shards) != shard:
+        continue
+    return identity
+
+
 def _compose(notice: Notice, settings: Settings) -> list[Put]:
     """One DSN for the failures, one for the delays; none where nobody may be told."""
     if notice.message is None:
         log.error("DSN without its message", id=notice.id)
         return []
-    records = [DsnRecord.from_json(record) for record in notice.records]
+    records = [read for record in notice.records if (read := _read(notice.id, record)) is not None]
     now = int(time.time() * 1000)
     encoder = Encoder(dictionaries=False)
     found = []
@@ -57,7 +74,7 @@ def _compose(notice: Notice, settings: Settings) -> list[Put]:
         mine = [record for record in records if record.action == kind]
         if not mine:
             continue
-        identity = new_id()
+        identity = _id_in(notice.shard, settings.queue.shards)
         content = compose(
             notice.message.envelope,
             notice.message.content,

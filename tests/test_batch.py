@@ -27,6 +27,13 @@ class Server:
         if open_:
             self.gate.set()
 
+    async def called_times(self, times: int) -> None:
+        while True:
+            if len(self.calls) >= times:
+                return
+            self.called.clear()
+            await self.called.wait()
+
     async def __call__(self, number: int, entries: list[int]) -> list[int | Exception]:
         self.calls.append((number, list(entries)))
         self.under_way += 1
@@ -144,12 +151,9 @@ def test_giving_up_is_asked_before_each_repetition_only() -> None:
         server = Server(down=99)
         queue: Batch[int, int] = Batch(server, most=5, give_up=lambda entries: abandoned.issuperset(entries))
         futures = [queue.add(n) for n in (1, 2)]
-        while len(server.calls) < 3:
-            await asyncio.sleep(0.001)
+        await server.called_times(3)
         abandoned.add(1)
-        before = len(server.calls)
-        while len(server.calls) < before + 3:
-            await asyncio.sleep(0.001)
+        await server.called_times(len(server.calls) + 3)
         assert not any(future.done() for future in futures), "somebody still waits"
         abandoned.add(2)
         answers = await asyncio.gather(*futures, return_exceptions=True)

@@ -173,7 +173,7 @@ class QueueMachine(RuleBasedStateMachine):
             case "work":
                 self.work(pick, 1 + more % 4, 1 + pick % 3)
             case "due":
-                self.due(pick, 1 + more % 6, one(more, ("", "google", "b:default")))
+                self.due(pick, 1 + more % 6, one(more, ("", "b:google", "b:default")))
             case "claim":
                 self.claim(pick, more % 4, 1 + pick % 3, more % 2 == 0)
             case "settle":
@@ -302,7 +302,7 @@ class QueueMachine(RuleBasedStateMachine):
         worker = self._worker(pick)
         tickets, _, _ = self.do(worker.due(dict.fromkeys(ALL, most), [blocked] if blocked else []))
         for ticket in tickets:
-            assert blocked not in (ticket.group, f"{ticket.class_[0]}:{ticket.group}")
+            assert blocked != keys.lane_name(ticket.class_, ticket.group)
         self.tickets += tickets
 
     def claim(self, pick: int, transactions: int, recipients: int, keep: bool) -> None:
@@ -742,7 +742,7 @@ def test_a_parked_flow_that_changes_lanes_is_counted_once(shared_redis: Any) -> 
             await queue.put(message("a@g.test"))
             await queue.put(message("a@x.test"))
             await queue.suspend("account:rrhh")
-            assert (await worker.due({"bulk": 5}, ["google"]))[0] == []  # parked in default, ready in google
+            assert (await worker.due({"bulk": 5}, ["b:google"]))[0] == []  # parked in default, ready in google
             await worker.assign("x.test", "google")
             await queue.resume("account:rrhh")
             assert await queue.shards[0].command("HGET", "{q0}:v:b:google", "a:1") == b"1"

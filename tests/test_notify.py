@@ -1,0 +1,115 @@
+"""DSNs that are due: what they say, in which shard they lie, and what does not hold them up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from config.settings import Settings
+from delivery.notify import notify, record_of
+from delivery.report import DsnRecord
+from mailqueue import inspect
+from mailqueue.message import State
+from mailqueue.reaper import Reaper
+from mailqueue.worker import Settlement
+from tests.queue_kit import claim_all, events, message, now_ms, opened, working
+
+FAILED = DsnRecord("a@x.test", "failed", "5.1.1", "smtp; 550 5.1.1 no such user").to_json()
+
+
+def settings(shards: int = 1) -> Settings:
+    tree = {"delivery": {"hostname": "relay.entidad.test"}, "queue": {"shards": shards}}
+    return Settings.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("state", "action", "status", "diagnostic"),
+    [
+        (State(), "delayed", "4.0.0", "x-tambo; not attempted yet"),
+        (State(1, 0, "451 4.3.0 later", "", 5), "delayed", "4.0.0", "smtp; 451 4.3.0 later"),
+        (State(1, 0, "connection refused", "", 5), "failed", "4.4.7", "x-tambo; connection refused"),
+    ],
+)
+def test_what_the_reaper_has_said(state: State, action: str, status: str, diagnostic: str) -> None:
+    envelope = message("a@x.test", "b@x.test").envelope
+    record = DsnRecord.from_json(record_of(envelope, 1, state, action, now_ms()))
+    assert (record.recipient, record.action, record.status) == ("b@x.test", action, status)
+    assert record.diagnostic_code == diagnostic
+    assert record.last_attempt_at == (state.at or envelope.received_at)
+    assert record.retry_until == (envelope.expires_at if action == "delayed" else 0)
+    assert record_of(message(reverse_path="").envelope, 0, state, action, 0) == b""
+
+
+def test_a_dsn_lies_in_the_shard_of_its_id(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url, shards=3) as queue:
+            for _ in range(12):
+                await queue.put(message("a@x.test"))
+            queued = 0
+            for shard in queue.shards:
+                async with working(queue, shard.number) as worker:
+                    for item in await claim_all(worker):
+                        await worker.settle(Settlement(item, "final", record=FAILED, record_due=0))
+                queued += await notify(Reaper(shard, record_of), settings(3))
+            assert queued == 12
+            for shard in queue.shards:
+                async with working(queue, shard.number) as worker:
+                    for item in await claim_all(worker):
+                        envelope = item.message.envelope
+                        assert (envelope.reverse_path, item.recipient) == ("", "aviso@entidad.test")
+                        assert (envelope.account, envelope.pool) == ("rrhh", "default")
+                        found = await inspect.find(queue.shards, envelope.id)
+                        assert found is not None
+                        assert found[0] is shard
+            received = [event for event in await events(queue) if event.reverse_path == ""]
+            assert len(received) == 12, "the queue says of a DSN, too, that it has it"
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_and_a_delay_are_two_dsns(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            await queue.put(message("a@x.test", "b@y.test", notify_after=1))
+            items = await claim_all(worker)
+            await worker.settle(Settlement(items[0], "final", record=FAILED, record_due=now_ms()))
+            await worker.settle(Settlement(items[1], "again", due=now_ms() + 60_000, state=State(1)))
+            reaper = Reaper(queue.shards[0], record_of)
+            await reaper.look()
+            assert await notify(reaper, settings()) == 2
+            assert await notify(reaper, settings()) == 0
+            bodies = sorted(item.message.content for item in await claim_all(worker))
+            assert [b"Action: failed" in body for body in bodies].count(True) == 1
+            assert [b"Action: delayed" in body for body in bodies].count(True) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_record_that_can_t_be_read_holds_up_nobody(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            await queue.put(message("a@x.test", "b@y.test"))
+            for item, record in zip(await claim_all(worker), (b"nonsense", FAILED), strict=True):
+                await worker.settle(Settlement(item, "final", record=record, record_due=0))
+            await queue.put(message("c@x.test"))
+            (item,) = await claim_all(worker)
+            await worker.settle(Settlement(item, "final", record=FAILED, record_due=0))
+            assert await notify(Reaper(queue.shards[0], record_of), settings()) == 2
+
+    asyncio.run(scenario())
+
+
+def test_two_maintenance_processes_tell_once(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            for _ in range(20):
+                await queue.put(message("a@x.test"))
+            for item in await claim_all(worker):
+                await worker.settle(Settlement(item, "final", record=FAILED, record_due=0))
+            counts = await asyncio.gather(*(notify(Reaper(queue.shards[0], record_of), settings()) for _ in range(3)))
+            assert sum(counts) == 20
+            assert len(await claim_all(worker)) == 20
+
+    asyncio.run(scenario())
