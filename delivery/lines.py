@@ -28,6 +28,7 @@ from ipreputation.store import Lease, LimitStore
 
 REST_SECONDS = {"reply": 600.0, "address_gone": 60.0}  # a source that a site refuses, or that is not there
 FIRST_SESSIONS = 2  # as long as none has been let in
+TURN = 5  # transactions by which a source may be ahead of one without a session
 PAUSE_SECONDS = 1.0  # when this machine has no port left
 
 log = structlog.get_logger("delivery")
@@ -143,9 +144,15 @@ class Lines:
         most = FIRST_SESSIONS + 3 * alive  # slow start: who lets two in may let eight in
         worth = sessions_worth_having(demand, most) - alive - self.opening
         want = min(worth, self._ground.free_sessions(), demand - idle)
-        if want <= 0 or now() < self.connect_after:
+        behind = self._behind() if want <= 0 < self._ground.free_sessions() and not self.opening else set()
+        if (want <= 0 and not behind) or demand <= 0 or now() < self.connect_after:
             return
         candidates = self._candidates(route)
+        if want <= 0:
+            candidates = [candidate for candidate in candidates if candidate[0] in behind]
+            want = min(len(candidates), FIRST_SESSIONS)
+            if not candidates:
+                return
         if not candidates:
             await self._no_source()
             return
@@ -162,6 +169,15 @@ class Lines:
                 self._ground.metrics.limited.labels(self.rule.name).inc()
             if granted.wait is not None or not granted.leases:
                 return
+
+    def _behind(self) -> set[str]:
+        """Sources without a session here that have sent a turn less than one that has: there are sessions enough, but
+        the same few sources would send until each session is used up."""
+        if not self._open:
+            return set()
+        having = {line.source.address for line in self._open}
+        level = max(self._level(line.source) for line in self._open) - TURN
+        return {one.address for one in self.sources if one.address not in having and self._level(one) < level}
 
     def _candidates(self, route: Route) -> list[tuple[str, Limits]]:
         """Sources by how few sessions they have here, then by how little they have sent."""

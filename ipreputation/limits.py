@@ -13,6 +13,10 @@ from config.durations import Rate as ConfiguredRate
 from config.providers import ProviderRule
 from ipreputation.throttle import Rate
 
+# A grant takes a varying time to become a message at the other end, so grants that keep a rate may arrive closer
+# together than they were given. Each period is longer by what that may be: the rate holds as the receiver counts it.
+GUARD_SECONDS = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
@@ -60,4 +64,4 @@ def limits_for(rule: ProviderRule, site: str, source: str) -> Limits:
 
 
 def _pace(name: str, rate: ConfiguredRate | None) -> tuple[Pace, ...]:
-    return (Pace(name, Rate(rate.count, rate.period_seconds, rate.burst)),) if rate else ()
+    return (Pace(name, Rate(rate.count, rate.period_seconds + GUARD_SECONDS, rate.burst)),) if rate else ()

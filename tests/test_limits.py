@@ -8,7 +8,7 @@ import pytest
 
 from config.durations import Rate as ConfiguredRate
 from config.providers import ProviderRule
-from ipreputation.limits import Ceiling, Limits, Pace, limits_for
+from ipreputation.limits import GUARD_SECONDS, Ceiling, Limits, Pace, limits_for
 from ipreputation.plans import Lease, connect_plan, extend_plan, message_plan, release_plan
 from ipreputation.throttle import Rate
 
@@ -31,8 +31,8 @@ def test_all_limits_of_a_provider_are_named() -> None:
     told = rule(connection_rate=ConfiguredRate(100, 60.0), message_rate=ConfiguredRate(100, 1.0, 10))
     assert limits_for(told, "google", "127.0.1.1") == Limits(
         connections=(Ceiling("google/127.0.1.1", 5),),
-        opening=(Pace("google/127.0.1.1#opening", Rate(100, 60.0)),),
-        messages=(Pace("google/127.0.1.1#messages", Rate(100, 1.0, 10)),),
+        opening=(Pace("google/127.0.1.1#opening", Rate(100, 60.0 + GUARD_SECONDS)),),
+        messages=(Pace("google/127.0.1.1#messages", Rate(100, 1.0 + GUARD_SECONDS, 10)),),
         per_connection=50,
     )
 
