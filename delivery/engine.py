@@ -220,7 +220,7 @@ class Engine:
             site = self._sites[key] = self._open_site(ticket.pool, route)
             self._start(self._run_site(key, site))
         if site.crowded(ticket.class_) and not site.rule.roll_up:
-            return  # the ticket runs out in a minute and the destination's turn comes again
+            return  # the ticket runs out (two leases) and the destination's turn comes again
         site.offer(worker, ticket, route)
 
     def _open_site(self, pool: str, route: Route) -> Site:

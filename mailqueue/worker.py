@@ -20,14 +20,14 @@ from mailqueue.events import Event
 from mailqueue.message import Envelope, Message, QueueItem, State
 from mailqueue.scripts import FOREIGN, Argument, Shard
 
-TICKET_SECONDS = 60.0
+TICKET_LEASES = 2  # a ticket is good for so many leases: what its holder left undone when it died is due again then
 CACHE_BYTES = 64 * 1024 * 1024  # contents of messages with several recipients, kept between claims
 log = structlog.get_logger("queue")
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The right to claim from one flow's queue for one destination; good for a minute, or until it is given back."""
+    """The right to claim from one flow's queue for one destination; good for two leases, or until it is given back."""
 
     shard: int
     class_: str
@@ -103,6 +103,7 @@ class Worker:
         self.epoch = ""
         self._name = name
         self._lease = lease_seconds
+        self._ticket_ms = int(TICKET_LEASES * lease_seconds * 1000)
         self._bell_connection = bell
         self._until = 0.0  # monotonic end of the lease, counted from when it was asked for
         self._on_lost: Callable[[str], None] = lambda _epoch: None
@@ -205,7 +206,7 @@ class Worker:
         """(tickets, seconds until the next look or None = the bell, version of the stops). ``blocked``: lanes
         ("b:google") without capacity."""
         self._rung.clear()
-        words: list[Argument] = [int(TICKET_SECONDS * 1000), quantum]
+        words: list[Argument] = [self._ticket_ms, quantum]
         words += [wanted.get(class_, 0) for class_ in keys.CLASS_LETTER]
         words += [len(blocked), *blocked]
         wait, stops, *rows = await self.shard.run("due", words)
@@ -260,7 +261,7 @@ class Worker:
     # ── batches ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _claim(self, number: int, requests: list[ClaimRequest]) -> list[Claimed | Exception]:
-        words: list[Argument] = [self.epoch, number, int(TICKET_SECONDS * 1000), len(requests)]
+        words: list[Argument] = [self.epoch, number, self._ticket_ms, len(requests)]
         epoch = self.epoch
         for request in requests:
             ticket = request.ticket
