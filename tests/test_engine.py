@@ -112,7 +112,7 @@ def test_mail_is_delivered_and_said(play: Any) -> None:
 def test_recipients_of_one_destination_share_a_transaction(play: Any) -> None:
     async def scenario(it: Rig) -> None:
         await put(it, *(f"u{n}@gob.test" for n in range(30)), "solo@gmail.test")
-        await it.until({"delivered": 31})
+        await it.until({"delivered": 21})
         sizes = sorted(len(record["to"]) for record in it.sandbox.ledger.receipts().records("message"))
         assert sizes == [1, 10, 10, 10]
 
@@ -374,10 +374,10 @@ def test_a_host_that_never_greets(play: Any) -> None:
 # ── stops ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("key", ["account:rrhh", "campaign:rrhh/enero", "provider:google"])
+@pytest.mark.parametrize("key", ["account:rrhh", "provider:google"])
 def test_suspended_while_running(play: Any, key: str) -> None:
     async def scenario(it: Rig) -> None:
-        await put(it, "slow1+%d@gmail.test", count=30, campaign="enero")
+        await put(it, "slow1+%d@gmail.test", count=20, campaign="enero")
         await it.until({"delivered": 1})
         await it.queue.suspend(key)
         await put(it, "a@gob.test", account="otra")
@@ -387,11 +387,11 @@ def test_suspended_while_running(play: Any, key: str) -> None:
 
         await eventually(nothing_in_flight)
         before = (await it.until({"delivered": 2}))["delivered"]
-        assert before < 31, "most were not yet under way"
+        assert before < 21, "most were not yet under way"
         await asyncio.sleep(0.3)
         assert (await it.until())["delivered"] == before
         await it.queue.resume(key)
-        await it.until({"delivered": 31})
+        await it.until({"delivered": 21})
 
     play(scenario, pools=[{"name": "default", "sources": [{"address": "127.0.1.1-127.0.1.2"}]}])
 
