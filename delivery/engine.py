@@ -119,9 +119,11 @@ class Engine:
 
     async def _drain(self) -> None:
         """Waits for sites and routes to end, at most ``drain_seconds``."""
+        deadline = asyncio.get_running_loop().time() + self._settings.drain_seconds
         while self._tasks:
-            done, _ = await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
-            if not done:
+            left = deadline - asyncio.get_running_loop().time()
+            await asyncio.wait(self._tasks, timeout=max(left, 0))
+            if left <= 0:
                 log.warning("drain cut short", sites=len(self._sites), in_flight=self._in_flight)
                 return
 

@@ -49,8 +49,9 @@ def events(shard: int) -> str:
     return f"events:{{q{shard}}}"
 
 
-def shard_of(message_id: str, shards: int) -> int:
-    return crc32(message_id.encode("ascii")) % shards if shards > 1 else 0
+def shard_of(name: str, shards: int) -> int:
+    """The shard of a message id (or of whatever decides one)."""
+    return crc32(name.encode()) % shards if shards > 1 else 0
 
 
 def flow_name(envelope: Envelope) -> str:

@@ -17,7 +17,7 @@ from mailqueue import content, keys, memory, scripts, server
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
-from mailqueue.message import Message
+from mailqueue.message import Message, new_id
 from mailqueue.scripts import Shard
 from mailqueue.worker import Worker
 from mailqueue.writer import Put, Verdict, Writer, prepare
@@ -79,11 +79,26 @@ class Queue:
         """False while the server is known to be down or full: say so before the client sends its content."""
         return not (self._closing or self._memory.full or any(writer.down for writer in self._writers))
 
+    def new_id(self, account: str, idempotency_key: str | None = None) -> str:
+        """An id for a message to be put. Messages of one account and key get ids of one shard, where their markers
+        are: a repetition must find them."""
+        found = new_id()
+        if idempotency_key:
+            while keys.shard_of(found, len(self.shards)) != self._home(account, idempotency_key):
+                found = new_id()
+        return found
+
+    def _home(self, account: str, idempotency_key: str) -> int:
+        return keys.shard_of(f"{account}/{idempotency_key}", len(self.shards))
+
     async def put(self, message: Message, idempotency_key: str | None = None, client: str = "") -> Verdict:
         """One message, on disk when this returns ``queued``. The id is the caller's and makes a repetition harmless.
 
         Raises QueueDown when the server did not answer within ``put_deadline_seconds``; the message is void then.
         """
+        envelope, shards = message.envelope, len(self.shards)
+        if idempotency_key and self._home(envelope.account, idempotency_key) != keys.shard_of(envelope.id, shards):
+            raise ValueError("the id of a message with an idempotency key comes from new_id(account, key)")
         started = asyncio.get_running_loop().time()
         patience = self.settings.put_deadline_seconds
         if await self._full(patience):

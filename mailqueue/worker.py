@@ -109,6 +109,7 @@ class Worker:
         self._on_lost: Callable[[str], None] = lambda _epoch: None
         self._held: dict[bytes, QueueItem] = {}
         self._marked: set[bytes] = set()
+        self._losing = asyncio.Lock()
         self._decoder = content.Decoder()
         self._cache: OrderedDict[str, Message] = OrderedDict()
         self._cached = 0
@@ -139,23 +140,27 @@ class Worker:
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(self._lease / 4)
-            asked = asyncio.get_running_loop().time()
+            asked, epoch = asyncio.get_running_loop().time(), self.epoch
             try:
-                alive = await self.shard.run("worker", ["extend", self.epoch, int(self._lease * 1000)])
-                if alive:
+                alive = await self.shard.run("worker", ["extend", epoch, int(self._lease * 1000)])
+                if not alive:
+                    await self._lose(epoch)
+                elif epoch == self.epoch:
                     self._until = asked + self._lease
-                else:
-                    await self._lose()
             except QueueDown as down:
                 log.warning("lease not extended", shard=self.shard.number, why=str(down))
 
-    async def _lose(self) -> None:
-        lost, held = self.epoch, len(self._held)
-        self._held.clear()
-        self._marked.clear()
-        log.warning("lease lost", shard=self.shard.number, epoch=lost, items=held)
-        await self._join()
-        self._on_lost(lost)
+    async def _lose(self, lost: str) -> None:
+        """Joins anew, once for each lease: heartbeat and claim may notice at the same time."""
+        async with self._losing:
+            if lost != self.epoch:
+                return
+            self._until = 0.0  # others may have the items already: no further dot, however long joining takes
+            log.warning("lease lost", shard=self.shard.number, epoch=lost, items=len(self._held))
+            self._held.clear()
+            self._marked.clear()
+            await self._join()
+            self._on_lost(lost)
 
     async def stop(self, patience: float = 10.0) -> None:
         """Settles what waits, returns what is still held, leaves. Raises nothing: the reaper does what this can't."""
@@ -270,7 +275,7 @@ class Worker:
         try:
             answers, contents = await self.shard.run("claim", words)
         except LeaseLost:
-            await self._lose()
+            await self._lose(epoch)
             raise
         values = {contents[at].decode(): contents[at + 1] for at in range(0, len(contents), 2)}
         messages = await self._messages(answers, values)

@@ -19,7 +19,7 @@ from config.settings import AccountSettings
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.logline import say
-from mailqueue.message import Envelope, Message, new_id
+from mailqueue.message import Envelope, Message
 from mailqueue.writer import Verdict, received_event
 from relayd import headers, policy, replies, trace
 from relayd.metrics import ListenerMetrics
@@ -37,6 +37,7 @@ class Submission(Protocol):
 
     @property
     def accepting(self) -> bool: ...
+    def new_id(self, account: str, idempotency_key: str | None = None) -> str: ...
     async def put(self, message: Message, *, idempotency_key: str | None = None, client: str = "") -> Verdict: ...
     def emit(self, event: Event) -> None: ...
 
@@ -130,7 +131,7 @@ class SubmissionHandler:
         wanted = headers.directives(header, account)
         if isinstance(wanted, headers.Refused):
             return replies.header_refused(wanted.header, wanted.why)
-        message_id = new_id()
+        message_id = self._queue.new_id(account.name, wanted.idempotency_key)
         field = trace.received(client, self.terms.hostname, message_id, now)
         content = field + headers.without_own(content, header)
         body = "7BIT" if content.isascii() else "8BITMIME"  # what it is, whatever BODY= said

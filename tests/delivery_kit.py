@@ -90,7 +90,9 @@ async def make_engine(queue: Queue, settings: Settings, rules_text: str | None, 
     delivery = settings.delivery
     known = providers(rules_text)
     router = Router(
-        Resolver(delivery.nameservers, ipv6=False, timeout=0.5, total=1.5, failure_ttl=0.1, negative_ttl=0.2, least_ttl=0.1),
+        Resolver(
+            delivery.nameservers, ipv6=False, timeout=0.5, total=1.5, failure_ttl=0.1, negative_ttl=0.2, least_ttl=0.1
+        ),
         known,
         NextHopPolicy(port=delivery.port, sandbox=True),
         own_names={delivery.hostname},

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from config.settings import Settings
 from mailqueue.events import Event
-from mailqueue.message import Message
+from mailqueue.message import Message, new_id
 from relayd.server import Relayd
 
 PASSWORD = "correct horse"
@@ -44,6 +44,9 @@ class RecordingQueue:
     keys: list[str | None] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+
+    def new_id(self, account: str, idempotency_key: str | None = None) -> str:
+        return new_id()
 
     async def put(self, message: Message, idempotency_key: str | None = None, client: str = "") -> Kept:
         self.begun.set()

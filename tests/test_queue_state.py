@@ -23,7 +23,7 @@ from mailqueue import keys
 from mailqueue.content import ZSTD_DICTIONARY, Encoder, header
 from mailqueue.errors import LeaseLost, QueueDown
 from mailqueue.events import Event
-from mailqueue.message import QueueItem, State, domain_of
+from mailqueue.message import QueueItem, State, domain_of, new_id
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from mailqueue.scripts import Shard
@@ -232,6 +232,7 @@ class QueueMachine(RuleBasedStateMachine):
             *(f"u{number}@{domain}" for number, domain in enumerate(to)),
             content=TEMPLATE + str(len(self.recipients)).encode(),
             class_=class_,
+            id=self.queue.new_id(account, key or None),
             account=account,
             campaign=campaign,
             unknown=unknown,
@@ -239,8 +240,6 @@ class QueueMachine(RuleBasedStateMachine):
             notify_after=1 if fate == "late" else 0,
             expires_at=1 if fate == "doomed" else now_ms() + DAY,
         )
-        if self.shards > 1:
-            key = ""  # see test_idempotency_holds_over_shards
         verdict = self.do(self.queue.put(sent, key or None))
         fresh = self._fresh(sent.envelope, key)
         if not fresh:
@@ -698,16 +697,15 @@ def test_a_put_answered_451_leaves_no_marker(redis_server: Any) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="markers lie in the shard of the message's id, and a repetition has another id: the id of a message with an "
-    "idempotency key must be chosen so that account and key decide its shard",
-)
 def test_idempotency_holds_over_shards(shared_redis: Any) -> None:
     async def scenario() -> None:
         async with opened(shared_redis.url, shards=3) as queue:
-            verdicts = [await queue.put(message("a@x.test"), "lote-1") for _ in range(20)]
+            ids = [queue.new_id("rrhh", "lote-1") for _ in range(20)]
+            verdicts = [await queue.put(message("a@x.test", id=one), "lote-1") for one in ids]
             assert [verdict.kind for verdict in verdicts] == ["queued"] + ["duplicate"] * 19
+            elsewhere = next(one for one in iter(new_id, "") if keys.shard_of(one, 3) != keys.shard_of(ids[0], 3))
+            with pytest.raises(ValueError, match="new_id"):
+                await queue.put(message("a@x.test", id=elsewhere), "lote-1")
 
     asyncio.run(scenario())
 

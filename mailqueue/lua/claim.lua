@@ -13,18 +13,46 @@ local held = P .. 'w:' .. epoch
 local expiry = call('ZSCORE', P .. 'w', epoch)
 if not expiry or tonumber(expiry) < now then return redis.error_reply('LOST the lease of this worker has ended') end
 
-local answers, contents, sent = {}, {}, {}
+local answers, contents = {}, {}
+local claimed = {} -- items in order, with their answers: {item, answer, place of its state}
 
 local function add(answer, item)
   answer[#answer + 1] = item
-  answer[#answer + 1] = call('GET', P .. 's:' .. item) or ''
-  local id = id_of(item)
-  if not sent[id] then
-    sent[id] = true
-    if call('EXISTS', P .. 'n:' .. id) == 0 then
-      contents[#contents + 1] = id
-      contents[#contents + 1] = call('GET', P .. 'm:' .. id) or ''
+  answer[#answer + 1] = ''
+  claimed[#claimed + 1] = { item, answer, #answer }
+end
+
+local function values(keys)
+  local found = {}
+  for first = 1, #keys, 1000 do
+    for _, value in ipairs(call('MGET', unpack(keys, first, math.min(first + 999, #keys)))) do found[#found + 1] = value end
+  end
+  return found
+end
+
+-- States and contents of all that was claimed, read together.
+local function fill()
+  local states, ids, several, sent = {}, {}, {}, {}
+  for at, one in ipairs(claimed) do
+    local id = id_of(one[1])
+    states[at] = P .. 's:' .. one[1]
+    if not sent[id] then
+      sent[id] = true
+      ids[#ids + 1] = id
+      several[#several + 1] = P .. 'n:' .. id
     end
+  end
+  for at, state in ipairs(values(states)) do claimed[at][2][claimed[at][3]] = state or '' end
+  local single, messages = {}, {}
+  for at, count in ipairs(values(several)) do
+    if not count then
+      single[#single + 1] = ids[at]
+      messages[#messages + 1] = P .. 'm:' .. ids[at]
+    end
+  end
+  for at, message in ipairs(values(messages)) do
+    contents[#contents + 1] = single[at]
+    contents[#contents + 1] = message or ''
   end
 end
 
@@ -92,6 +120,7 @@ if call('HGET', held, '#') == number then
     mine[key] = nil
     answers[#answers + 1] = answer
   end
+  fill()
   return { answers, contents }
 end
 
@@ -102,4 +131,5 @@ for request = 0, total - 1 do
 end
 call('HSET', held, '#', number)
 finish()
+fill()
 return { answers, contents }

@@ -2,8 +2,8 @@
 -- destination until its lease runs out; items stay where they are.
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
 -- transactional, wanted bulk, b, b × lane without capacity.
--- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source stops, then per ticket:
--- class letter, group, flow, destination, items due, pool.
+-- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source
+-- stops, then per ticket: class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
 -- ready flows of its account over the account's weight, so that accounts share, not campaigns.
 local lease, quantum = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -20,16 +20,19 @@ local function wake(lane)
   end
 end
 
+local weights = {}
+
 local function charge(lane, flow, virtual, items)
   local key = P .. 'v:' .. lane
   local number = account_number(flow)
   local flows = tonumber(call('HGET', key, 'a:' .. number) or 1)
-  local weight = tonumber(call('HGET', P .. 'weight', number) or 1)
+  weights[number] = weights[number] or tonumber(call('HGET', P .. 'weight', number) or 1)
   call('HSET', key, '#', virtual)
-  call('ZINCRBY', P .. 'lf:' .. lane, string.format('%.6f', items * math.max(flows, 1) / weight), flow)
+  call('ZINCRBY', P .. 'lf:' .. lane, string.format('%.6f', items * math.max(flows, 1) / weights[number]), flow)
 end
 
 local answer, steps = {}, 0
+local suspensions = call('EXISTS', P .. 'sus') == 1
 
 -- One ticket of a lane, or nil when nothing in it is due.
 local function ticket(lane, class, group)
@@ -48,7 +51,8 @@ local function ticket(lane, class, group)
       if not destination then
         place(lane, flow)
       else
-        local suspended = tonumber(string.match(call('HGET', P .. 'sus', destination) or '', '^%d+') or 0)
+        local till_when = suspensions and call('HGET', P .. 'sus', destination) or ''
+        local suspended = tonumber(string.match(till_when, '^%d+') or 0)
         if suspended > now then
           call('ZADD', ready, suspended, destination)
         else
@@ -65,7 +69,7 @@ local function ticket(lane, class, group)
             answer[#answer + 1] = flow
             answer[#answer + 1] = destination
             answer[#answer + 1] = items
-            answer[#answer + 1] = call('HGET', P .. 'f:' .. flow, 'pool') or ''
+            answer[#answer + 1] = flow_facts(flow)[3] or ''
             return true
           end
         end

@@ -107,7 +107,11 @@ local function look(lane)
   if not before or next_time < tonumber(before) then ring() end
 end
 
+local opened = {} -- flow → items put by this script and not yet in its books
+
 local function finish()
+  for flow, items in pairs(opened) do call('HINCRBY', P .. 'f:' .. flow, 'open', items) end
+  opened = {}
   local lanes = {}
   for _, pair in ipairs(order) do
     place(pair[1], pair[2])
@@ -138,13 +142,21 @@ local function enqueue(class, flow, destination, pairs_)
   for first = 1, #pairs_, 4000 do
     call('ZADD', queue, unpack(pairs_, first, math.min(first + 3999, #pairs_)))
   end
-  if not score or (head[1] and tonumber(score) == tonumber(head[2])) then
-    settle_head(lane, flow, destination)
+  local soonest = pairs_[1]
+  for at = 3, #pairs_, 2 do soonest = math.min(soonest, pairs_[at]) end
+  if head[1] then
+    if score and (tonumber(score) ~= tonumber(head[2]) or soonest >= tonumber(head[2])) then return end
+    soonest = math.min(soonest, tonumber(head[2]))
+  elseif score then
+    return
   end
+  call('ZADD', ready, soonest, destination)
+  touch(lane, flow)
 end
 
 -- One reference less to the dictionary that a stored message was compressed with; an idle one lives an hour more.
-local function drop_content(id)
+-- `also` = one more key that goes with it (without one, the emptied list of DSN records).
+local function drop_content(id, also)
   local dictionary = call('GETRANGE', P .. 'm:' .. id, 2, 9)
   if #dictionary == 8 and dictionary ~= '\0\0\0\0\0\0\0\0' then
     if call('HINCRBY', P .. 'dr', dictionary, -1) <= 0 then
@@ -152,7 +164,7 @@ local function drop_content(id)
       call('PEXPIRE', P .. 'd:' .. dictionary, 3600000)
     end
   end
-  call('UNLINK', P .. 'm:' .. id, P .. 'n:' .. id)
+  call('UNLINK', P .. 'm:' .. id, P .. 'n:' .. id, also or P .. 'b:' .. id)
 end
 
 -- The flow's books after `closed` of its items ended; an empty flow is forgotten.
@@ -171,17 +183,27 @@ local function flow_closed(flow, closed)
 end
 
 -- One recipient is final. The message goes with its last recipient, unless a DSN about it is still to be composed.
+local poisoned
+
+local function forget_poison(item)
+  if poisoned == nil then poisoned = call('EXISTS', P .. 'poison') == 1 end
+  if poisoned then call('HDEL', P .. 'poison', item) end
+end
+
 local function close_item(item)
-  local id = id_of(item)
-  call('UNLINK', P .. 's:' .. item)
-  call('HDEL', P .. 'poison', item)
+  local id, state = id_of(item), P .. 's:' .. item
+  forget_poison(item)
   local open = call('GET', P .. 'n:' .. id)
-  if open and call('DECR', P .. 'n:' .. id) > 0 then return end
+  if open and call('DECR', P .. 'n:' .. id) > 0 then
+    call('UNLINK', state)
+    return
+  end
   call('ZREM', P .. 'x', id)
   if call('ZSCORE', P .. 'bd', id) then
+    call('UNLINK', state)
     call('ZADD', P .. 'bd', now, id)
   else
-    drop_content(id)
+    drop_content(id, state)
   end
 end
 
@@ -193,8 +215,11 @@ local function note(id, record, due)
   if not before or tonumber(before) > tonumber(due) then call('ZADD', P .. 'bd', due, id) end
 end
 
+local known = {}
+
 local function flow_id(name)
-  local flow = call('HGET', P .. 'flow', name)
+  local flow = known[name] or call('HGET', P .. 'flow', name)
+  known[name] = flow or nil
   if flow then return flow end
   local class, account, campaign, pool = string.match(name, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)$')
   local number = call('HGET', P .. 'flow', 'a:' .. account)
@@ -206,6 +231,7 @@ local function flow_id(name)
   call('HSET', P .. 'flow', name, flow)
   call('HSET', P .. 'f:' .. flow, 'name', name, 'class', class, 'account', account, 'campaign', campaign,
     'pool', pool, 'open', 0, 'done', 0, 'since', now)
+  known[name] = flow
   return flow
 end
 
@@ -248,7 +274,7 @@ local function put_message(id, value, name, due, check_at, dictionary, dictionar
     list[#list + 1] = id .. string.char(math.floor((index - 1) / 256), (index - 1) % 256)
   end
   for _, destination in ipairs(destinations) do enqueue(class, flow, destination, by_destination[destination]) end
-  call('HINCRBY', P .. 'f:' .. flow, 'open', #open)
+  opened[flow] = (opened[flow] or 0) + #open
   if event ~= '' then
     if #skipped > 0 then event = string.sub(event, 1, -2) .. ',"skipped":[' .. table.concat(skipped, ',') .. ']}' end
     emit(event)
@@ -270,11 +296,19 @@ local function stopped(key)
   if till and (till == 0 or till > now) then return till end
 end
 
+local facts_of = {}
+
+-- {account, campaign, pool} of a flow, false where it is none.
+local function flow_facts(flow)
+  facts_of[flow] = facts_of[flow] or call('HMGET', P .. 'f:' .. flow, 'account', 'campaign', 'pool')
+  return facts_of[flow]
+end
+
 -- The same of a flow, by its id, account and campaign.
 local function flow_stop(flow)
   local own = stopped('flow:' .. flow)
   if own or not next(stops) then return own end
-  local facts = call('HMGET', P .. 'f:' .. flow, 'account', 'campaign')
+  local facts = flow_facts(flow)
   if not facts[1] then return nil end
   return stopped('account:' .. facts[1]) or stopped('campaign:' .. facts[1] .. '/' .. facts[2])
 end

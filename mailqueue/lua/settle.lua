@@ -47,7 +47,7 @@ for entry = 0, total - 1 do
         again(class, flow, destination, 0, item)
       end
     elseif kind ~= 'b' and kind ~= 'd' then
-      call('HDEL', P .. 'poison', item)
+      forget_poison(item)
     end
     if kind == 'd' then
       note(id_of(item), record, ARGV[base + 9])
