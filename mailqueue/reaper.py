@@ -15,6 +15,7 @@ import structlog
 from mailqueue import content, keys
 from mailqueue.events import Event
 from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
+from mailqueue.reading import Reader
 from mailqueue.scripts import Argument, Shard
 from mailqueue.worker import Settlement, damaged, settle_arguments, unpack_state
 from mailqueue.writer import Put
@@ -43,7 +44,7 @@ class Reaper:
     def __init__(self, shard: Shard, record: Record) -> None:
         self._shard = shard
         self._record = record
-        self._decoder = content.Decoder()
+        self._reader = Reader(shard)
 
     # ── dead workers ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -166,11 +167,7 @@ class Reaper:
         message = None
         if value:
             try:
-                dictionary = self._decoder.lacks(value)
-                if dictionary is not None:
-                    stored = await self._shard.command("GET", self._shard.prefix.encode() + b"d:" + dictionary)
-                    self._decoder.add(dictionary, stored or b"")
-                message = self._decoder.decode(message_id.decode(), value)
+                message = await self._reader.decode(message_id.decode(), value)
             except ValueError as error:
                 log.error("message damaged", id=message_id.decode(), why=str(error))
                 envelope = self._envelope(message_id.decode(), value)

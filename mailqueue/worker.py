@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,15 +12,15 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-from mailqueue import content, keys
+from mailqueue import keys
 from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown
 from mailqueue.events import Event
 from mailqueue.message import Envelope, Message, QueueItem, State
+from mailqueue.reading import Reader
 from mailqueue.scripts import FOREIGN, Argument, Shard
 
 TICKET_LEASES = 2  # a ticket is good for so many leases: what its holder left undone when it died is due again then
-CACHE_BYTES = 64 * 1024 * 1024  # contents of messages with several recipients, kept between claims
 log = structlog.get_logger("queue")
 
 
@@ -110,9 +109,7 @@ class Worker:
         self._held: dict[bytes, QueueItem] = {}
         self._marked: set[bytes] = set()
         self._losing = asyncio.Lock()
-        self._decoder = content.Decoder()
-        self._cache: OrderedDict[str, Message] = OrderedDict()
-        self._cached = 0
+        self._reader = Reader(shard)
         self._rung = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._claims: Batch[ClaimRequest, Claimed] = Batch(self._claim, most=64)
@@ -278,7 +275,8 @@ class Worker:
             await self._lose(epoch)
             raise
         values = {contents[at].decode(): contents[at + 1] for at in range(0, len(contents), 2)}
-        messages = await self._messages(answers, values)
+        wanted = {keys.item_parts(answer[at])[0] for answer in answers for at in range(1, len(answer), 2)}
+        messages = await self._reader.read(wanted, values)
         return [
             self._claimed(request, answer, messages, epoch) for request, answer in zip(requests, answers, strict=True)
         ]
@@ -299,45 +297,6 @@ class Worker:
             self._held[item.key] = item
             items.append(item)
         return Claimed(tuple(items), int(answer[0]))
-
-    async def _messages(self, answers: Sequence[list[Any]], values: dict[str, bytes]) -> dict[str, Message]:
-        """Message by id of all that was claimed; those with several recipients come from the cache or by MGET."""
-        wanted = {answer[at][:-2].decode() for answer in answers for at in range(1, len(answer), 2)}
-        found = {message_id: self._cache[message_id] for message_id in wanted if message_id in self._cache}
-        for message_id in found:
-            self._cache.move_to_end(message_id)
-        missing = [message_id for message_id in wanted if message_id not in found and message_id not in values]
-        if missing:
-            fetched = await self.shard.command(
-                "MGET", *(f"{self.shard.prefix}m:{message_id}" for message_id in missing)
-            )
-            values.update({m: value for m, value in zip(missing, fetched, strict=True) if value})
-        for message_id, value in values.items():
-            try:
-                message = await self._decode(message_id, value)
-            except ValueError as error:
-                log.error("message damaged", id=message_id, why=str(error))
-                continue
-            found[message_id] = message
-            if message_id in missing:
-                self._remember(message_id, message)
-        return found
-
-    async def _decode(self, message_id: str, value: bytes) -> Message:
-        dictionary = self._decoder.lacks(value)
-        if dictionary is not None:
-            stored = await self.shard.command("GET", self.shard.prefix.encode() + b"d:" + dictionary)
-            if stored is None:
-                raise ValueError(f"dictionary {dictionary.hex()} is gone")
-            self._decoder.add(dictionary, stored)
-        return self._decoder.decode(message_id, value)
-
-    def _remember(self, message_id: str, message: Message) -> None:
-        self._cache[message_id] = message
-        self._cached += len(message.content)
-        while self._cached > CACHE_BYTES and len(self._cache) > 1:
-            _, old = self._cache.popitem(last=False)
-            self._cached -= len(old.content)
 
     def _hold_damaged(self, key: bytes, ticket: Ticket, epoch: str) -> None:
         """What can't be read is kept for people to look at, not tried for ever and not lost."""
