@@ -401,7 +401,7 @@ def test_a_suspended_source_sends_no_more(play: Any) -> None:
         await put(it, "u%d@gob.test", count=100)
         await it.until({"delivered": 100})
         assert set(it.sandbox.ledger.receipts().by_source()) == {"127.0.1.1", "127.0.1.2"}
-        await it.queue.suspend("source:127.0.1.1", 1.0)
+        await it.queue.suspend("source:127.0.1.1")
 
         async def stopped() -> bool:
             return "127.0.1.1" in it.engine.stopped_sources
@@ -415,6 +415,7 @@ def test_a_suspended_source_sends_no_more(play: Any) -> None:
         await it.until({"delivered": 200})
         late = [event.source for event in await it.events("delivered") if event.at > since]
         assert set(late) == {"127.0.1.2"}, "neither over sessions that were open already"
+        await it.queue.suspend("source:127.0.1.1", 0.2)
         await eventually(running)
         await put(it, "w%d@gob.test", count=100)
         await it.until({"delivered": 300})
