@@ -75,7 +75,8 @@ def connect(url: str, password: str | None = None, *, timeout: float | None = 10
 def translated(error: BaseException) -> Exception:
     """Our exception for one of the client's: down (worth repeating) or an answer (not worth it)."""
     if isinstance(error, redis_errors.ResponseError):
-        text = str(error)
+        code = getattr(error, "status_code", None)  # the client takes the codes it knows off the text
+        text = f"{code} {error}" if code else str(error)
         if text.startswith("LOST"):
             return LeaseLost(text)
         if text.startswith(("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF")):
@@ -106,7 +107,10 @@ class Shard:
             except redis_errors.NoScriptError:
                 return await self._execute("EVAL", self._sources[verb], arguments)
         except FOREIGN as error:
-            raise translated(error) from error
+            answer = translated(error)
+            if verb != "put" and str(answer).startswith("OOM"):  # passes as mail goes; only new mail is refused
+                answer = QueueDown(str(answer))
+            raise answer from error
 
     async def _execute(self, command: str, script: str, arguments: Sequence[Argument]) -> Any:
         return await self.client.execute_command(command, script, 2, self.prefix, self.events, *arguments)  # type: ignore[no-untyped-call]

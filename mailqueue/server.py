@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from config.schema import redact
 from config.settings import QueueSettings
 from mailqueue import keys
 from mailqueue.errors import QueueDown, QueueRefused, ServerAnswer
@@ -70,18 +71,18 @@ async def inspect_server(shard: Shard, settings: QueueSettings) -> ServerFacts:
         facts = await read_facts(shard)
         found = objections(facts, settings.durability)
         if found:
-            raise QueueRefused(f"the queue server at {settings.url} can't hold mail: " + "; ".join(found))
+            raise QueueRefused(f"the queue server at {redact(settings.url)} can't hold mail: " + "; ".join(found))
         marks = {"schema": str(keys.SCHEMA), "shards": str(settings.shards)}
         for name, wanted in marks.items():
             await shard.command("HSETNX", keys.prefix(0) + "meta", name, wanted)
             there = _text(await shard.command("HGET", keys.prefix(0) + "meta", name))
             if there != wanted:
                 raise QueueRefused(
-                    f"the queue at {settings.url} has {name} {there}, this program wants {wanted}; "
+                    f"the queue at {redact(settings.url)} has {name} {there}, this program wants {wanted}; "
                     f"{'set queue.shards = ' + there if name == 'shards' else 'upgrade the other roles first'}"
                 )
     except ServerAnswer as answer:
-        raise QueueRefused(f"the queue server at {settings.url} refuses us: {answer}") from answer
+        raise QueueRefused(f"the queue server at {redact(settings.url)} refuses us: {answer}") from answer
     except QueueDown as down:
-        raise QueueDown(f"no queue server at {settings.url}: {down}") from down
+        raise QueueDown(f"no queue server at {redact(settings.url)}: {down}") from down
     return facts

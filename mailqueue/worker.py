@@ -14,7 +14,7 @@ import structlog
 
 from mailqueue import keys
 from mailqueue.batch import Batch
-from mailqueue.errors import LeaseLost, QueueDown
+from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.message import Envelope, Message, QueueItem, State
 from mailqueue.reading import Reader
@@ -144,7 +144,7 @@ class Worker:
                     await self._lose(epoch)
                 elif epoch == self.epoch:
                     self._until = asked + self._lease
-            except QueueDown as down:
+            except (QueueDown, ServerAnswer) as down:
                 log.warning("lease not extended", shard=self.shard.number, why=str(down))
 
     async def _lose(self, lost: str) -> None:

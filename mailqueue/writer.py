@@ -199,7 +199,11 @@ class Writer:
         words.append(len(puts))
         for put in puts:
             words += put.arguments(self._dictionary(put))
-        answer: Sequence[bytes] = await self._shard.run("put", words)
+        try:
+            answer: Sequence[bytes] = await self._shard.run("put", words)
+        except ServerAnswer:
+            self._trouble = None
+            raise
         self._trouble = None
         texts = [word.decode() for word in answer]
         for put, text in zip(puts, texts, strict=False):

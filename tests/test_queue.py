@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailqueue import inspect
+from mailqueue import inspect, memory
 from mailqueue.errors import LeaseLost, QueueDown, QueueRefused
 from mailqueue.events import Event
 from mailqueue.message import State, new_id
@@ -559,3 +559,48 @@ def test_two_records_of_one_message(shared_redis: Any) -> None:
 def test_bad_state_is_not_invented() -> None:
     item = message().envelope
     assert replace(item, campaign="x").campaign == "x"
+
+
+def test_full_is_not_for_ever(make_redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that refuses at MAIL never puts, and only a put asks how full the server is."""
+    monkeypatch.setattr(memory, "BELIEVED_SECONDS", 0.2)
+    server = make_redis_server()
+
+    async def scenario() -> None:
+        async with opened(server.url, memory_limit_mb=1, memory_mark=0.1) as queue:
+            assert (await queue.put(message())).kind == "full"
+            assert not queue.accepting
+            await asyncio.sleep(0.3)
+            assert queue.accepting
+
+    asyncio.run(scenario())
+
+
+def test_a_server_without_memory_refuses_mail_and_stops_nothing_else(make_redis_server: Any) -> None:
+    server = make_redis_server()
+
+    async def scenario() -> None:
+        async with opened(server.url, memory_limit_mb=1000, lease_seconds=1) as queue, working(queue) as worker:
+            await queue.put(message())
+            epoch = worker.epoch
+            server.command("CONFIG", "SET", "maxmemory", "100kb")
+            assert (await queue.put(message())).kind == "full"
+            assert queue.accepting
+            with pytest.raises(QueueDown, match="OOM"):
+                await worker.due(ALL)
+            await asyncio.sleep(1.5)
+            server.command("CONFIG", "SET", "maxmemory", "0")
+            await asyncio.sleep(0.5)
+            assert len(await claim_all(worker)) == 1
+            assert worker.epoch == epoch, "the heartbeat lives on"
+
+    asyncio.run(scenario())
+
+
+def test_the_password_in_the_address_is_not_said() -> None:
+    async def scenario() -> None:
+        with pytest.raises(QueueDown) as down:
+            await Queue.open(replace_url("redis://relay:geheim@127.0.0.1:1/0"), "test", patience=0.1)
+        assert "geheim" not in str(down.value) and "127.0.0.1:1" in str(down.value)
+
+    asyncio.run(scenario())
