@@ -110,7 +110,13 @@ async def serve(path: Path, loaded: Loaded) -> None:
             doors,
             DeliveryMetrics(registry),
         )
-        reloader.subscribe(lambda _old, new: engine.configure(new.settings.delivery, new.providers))
+
+        def take_over(_old: Loaded, new: Loaded) -> None:
+            engine.judge = judge_of(new.settings, rules)
+            doors.timeouts = new.settings.delivery.timeouts
+            engine.configure(new.settings.delivery, new.providers)
+
+        reloader.subscribe(take_over)
 
         def ready() -> list[str]:
             return [] if queue.accepting else ["the queue server does not answer"]

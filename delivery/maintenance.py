@@ -7,6 +7,7 @@ but nobody hears of what failed, and a dead worker's items wait.
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import structlog
@@ -59,13 +60,15 @@ class Maintenance:
                 continue
 
     async def _round(self, number: int) -> None:
+        # The queue is what it was when opened, whatever a reloaded file says of its shards.
+        settings = self._reloader.settings.model_copy(update={"queue": self._queue.settings})
         for reaper in self._reapers:
             self._reaped.inc(await reaper.reap())
             if number % EACH["look"] == 0:
                 await reaper.look()
-            self._dsns.inc(await notify(reaper, self._reloader.settings))
+            self._dsns.inc(await notify(reaper, settings))
             if number % EACH["tidy"] == 0:
-                await reaper.tidy(self._reloader.settings.queue.events_keep)
+                await reaper.tidy(settings.queue.events_keep)
         if number % EACH["count"] == 0:
             facts = await summary(self._queue.shards)
             self._queued.set(facts.open)
@@ -75,7 +78,7 @@ class Maintenance:
 
 async def serve(path: Path, loaded: Loaded) -> None:
     registry = CollectorRegistry()
-    reloader = Reloader(path, {}, loaded, log, registry)
+    reloader = Reloader(path, os.environ, loaded, log, registry)
     queue = await Queue.open(loaded.settings.queue, role="maintenance")
     try:
         work = Maintenance(queue, reloader, registry)

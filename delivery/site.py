@@ -138,7 +138,7 @@ class Site:
             except Exception:  # whatever it is, the site must not stand still for ever
                 log.exception("site in trouble", site=self.name)
                 self._pause()
-            if not moved:
+            if not moved and (self.tickets or self.lines or self._tasks):  # else nobody would wake it
                 await self._sleep()
 
     async def _step(self) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import uvloop
 
 from delivery import engine as engine_module
+from delivery.lines import Lines
 from ipreputation.store import LimitStore
 from mailqueue import inspect, scripts
 from mailqueue.queue import Queue
@@ -520,3 +521,23 @@ def test_shards_are_served_alike(play: Any) -> None:
             assert await shard.command("ZCARD", shard.prefix + "bd") > 5, "each has its part of the failures"
 
     play(scenario, queue={"shards": 3})
+
+
+def test_a_site_that_waits_for_a_session_does_not_keep_the_drain_waiting(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> None: ...
+
+    monkeypatch.setattr(Lines, "open_more", nothing)
+
+    async def scenario(it: Rig) -> None:
+        await put(it, "u%d@gob.test", count=5)
+
+        async def waits() -> bool:
+            return any(site.tickets for site in it.engine._sites.values())
+
+        await eventually(waits)
+        it.engine.stop()
+        await asyncio.wait_for(asyncio.shield(it.work), 5)
+
+    play(scenario)
