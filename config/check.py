@@ -63,7 +63,7 @@ def _no_network(text: str) -> str:
 
 
 def _networks(accounts: Iterable[AccountSettings]) -> Iterator[Problem]:
-    seen: list[tuple[str, int, IPNetwork]] = []
+    seen: list[tuple[str, IPNetwork]] = []
     for number, account in enumerate(accounts):
         for index, text in enumerate(account.networks):
             key = f"accounts[{number}].networks[{index}]"
@@ -71,10 +71,10 @@ def _networks(accounts: Iterable[AccountSettings]) -> Iterator[Problem]:
                 yield Problem(key, wrong)
                 continue
             network = ipaddress.ip_network(text)
-            for other, owner, taken in seen:
-                if owner != number and taken.version == network.version and taken.overlaps(network):
+            for other, taken in seen:
+                if taken.version == network.version and taken.overlaps(network):
                     yield Problem(key, f"{text} overlaps {taken} of {other}; a client address belongs to one account")
-            seen.append((key, number, network))
+            seen.append((key, network))
 
 
 def _identities(accounts: tuple[AccountSettings, ...]) -> Iterator[Problem]:

@@ -19,9 +19,10 @@ Subscriber = Callable[[Loaded, Loaded], None]  # (old, new): sets what it took f
 
 # Read once, when a process starts; all other keys are taken over at once.
 NEEDS_RESTART = re.compile(
-    r"queue\.(url|password|shards|durability|lease_seconds|events_keep|dictionaries)"
+    r"queue\..*"
     r"|relayd\.listeners(\[\d+\]\.(name|address|port|tls|allow_public))?"
-    r"|delivery\.(sandbox|port|hostname|max_in_flight)"
+    r"|delivery\.(sandbox|port|hostname|nameservers|ipv6|allow_private)"
+    r"|accounts\[\d+\]\.weight"
     r"|metrics\..*|log\..*|sandbox\..*"
 )
 

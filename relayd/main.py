@@ -60,6 +60,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
         def ready() -> list[str]:
             return [] if queue.accepting else ["the queue does not accept mail"]
 
+        reloader.guard(lambda new: relayd.check(new.settings))
         reloader.subscribe(lambda _old, new: relayd.reload(new.settings))
         async with Service("relayd", settings.metrics.relayd, registry, ready, reload=reloader.reload) as service:
             await relayd.start()

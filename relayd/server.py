@@ -111,6 +111,13 @@ class Relayd:
             self._stop_listening()
             raise
 
+    def check(self, settings: Settings) -> list[str]:
+        """What a reload would fail of, said before anything is swapped: OSError, ssl.SSLError or ValueError."""
+        Accounts(settings.accounts)
+        for listener in settings.relayd.listeners:
+            tls_context(listener)
+        return []
+
     def reload(self, settings: Settings) -> None:
         """Accounts, limits and certificates for what comes next; nothing is changed when anything is wrong.
 

@@ -167,7 +167,17 @@ def test_a_failing_subscriber_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["queue.url", "queue.shards", "relayd.listeners[0].address", "metrics.relayd", "delivery.port"]
+    "key",
+    [
+        "queue.url",
+        "queue.shards",
+        "queue.memory_mark",
+        "relayd.listeners[0].address",
+        "metrics.relayd",
+        "delivery.port",
+        "delivery.nameservers",
+        "accounts[0].weight",
+    ],
 )
 def test_needs_restart(key: str) -> None:
     assert NEEDS_RESTART.fullmatch(key)
@@ -175,7 +185,13 @@ def test_needs_restart(key: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["accounts[0].networks", "relayd.listeners[0].key", "delivery.pools[0].sources[0].weight", "providers.google"],
+    [
+        "accounts[0].networks",
+        "relayd.listeners[0].key",
+        "delivery.retry.jitter",
+        "delivery.pools[0].sources[0].weight",
+        "providers.google",
+    ],
 )
 def test_taken_over_at_once(key: str) -> None:
     assert not NEEDS_RESTART.fullmatch(key)

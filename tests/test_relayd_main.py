@@ -83,6 +83,20 @@ def test_mail_reload_and_drain(redis_server: Any, tmp_path: Path) -> None:
                 smtp.noop()
 
 
+def test_a_certificate_that_is_gone_leaves_the_old_configuration(redis_server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tambo.toml"
+    path.write_text(FILE.format(url=redis_server.url, size=100_000))
+    with relayd(path) as (process, told):
+        port = told("listening")["port"]
+        lost = FILE.replace('tls = "none"', 'certificate = "gone.pem"\nkey = "gone.pem"')
+        path.write_text(lost.format(url=redis_server.url, size=200_000))
+        process.send_signal(signal.SIGHUP)
+        assert "FileNotFoundError" in told("configuration refused")["problems"][0]
+        with smtplib.SMTP("127.0.0.1", port) as smtp:
+            smtp.ehlo()
+            assert smtp.esmtp_features["size"] == "100000"
+
+
 def test_a_bad_file_is_exit_2(tmp_path: Path) -> None:
     path = tmp_path / "tambo.toml"
     path.write_text("[relayd]\nhostnam = 'x'\n")
