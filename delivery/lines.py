@@ -156,13 +156,13 @@ class Lines:
         if not candidates:
             await self._no_source()
             return
+        by_address = {source.address: source for source in self.sources}  # a reload may come while we ask
         while want > 0:
             granted = await self._ground.store.connect(candidates, want, each=1)
             for lease in granted.leases:
-                source = next(source for source in self.sources if source.address == lease.source)
                 self.opening += 1
                 self._ground.session_opened()
-                self._start(self._establish(lease, source, route))
+                self._start(self._establish(lease, by_address[lease.source], route))
             want -= len(granted.leases)
             if granted.wait is not None:
                 self.connect_after = now() + max(granted.wait.until, 0.001)
