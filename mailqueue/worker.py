@@ -21,6 +21,7 @@ from mailqueue.reading import Reader
 from mailqueue.scripts import FOREIGN, Argument, Shard
 
 TICKET_LEASES = 2  # a ticket is good for so many leases: what its holder left undone when it died is due again then
+STEP_SECONDS = 5.0  # of the server's clock against ours: more than a slow answer explains
 log = structlog.get_logger("queue")
 
 
@@ -109,6 +110,7 @@ class Worker:
         self._held: dict[bytes, QueueItem] = {}
         self._marked: set[bytes] = set()
         self._losing = asyncio.Lock()
+        self._ahead: float | None = None
         self._reader = Reader(shard)
         self._rung = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,13 +141,25 @@ class Worker:
             await asyncio.sleep(self._lease / 4)
             asked, epoch = asyncio.get_running_loop().time(), self.epoch
             try:
-                alive = await self.shard.run("worker", ["extend", epoch, int(self._lease * 1000)])
-                if not alive:
+                time_there = int(await self.shard.run("worker", ["extend", epoch, int(self._lease * 1000)]))
+                if not time_there:
                     await self._lose(epoch)
                 elif epoch == self.epoch:
                     self._until = asked + self._lease
+                self._watch_clock(time_there / 1000 - asked)
             except (QueueDown, ServerAnswer) as down:
                 log.warning("lease not extended", shard=self.shard.number, why=str(down))
+
+    def _watch_clock(self, ahead: float) -> None:
+        """``ahead``: the server's time minus our monotonic clock, in seconds. Who sleeps until something is due has
+        reckoned with the clock before it stepped."""
+        if ahead <= 0:  # the lease was lost: no time was said
+            return
+        step = ahead - self._ahead if self._ahead is not None else 0.0
+        self._ahead = ahead
+        if abs(step) > STEP_SECONDS:
+            log.warning("the queue server's clock stepped", shard=self.shard.number, seconds=round(step, 1))
+            self._rung.set()
 
     async def _lose(self, lost: str) -> None:
         """Joins anew, once for each lease: heartbeat and claim may notice at the same time."""

@@ -1,7 +1,7 @@
 -- worker: the life of a worker's lease.
 -- KEYS: prefix, events. ARGV: verb, …
 --   join, lease ms, name        → new epoch
---   extend, epoch, lease ms     → 1, or 0 when the lease was taken away (its items went back)
+--   extend, epoch, lease ms     → the time here (ms), or 0 when the lease was taken away (its items went back)
 --   leave, epoch                → 1; its remaining items are left to the reaper at once
 --   mark, epoch, n × (item, policy) → per item 1, or 0 when it is not this worker's any more: then the final dot must not be sent
 -- Invariant: an epoch is never reused; one that the reaper has buried stays dead.
@@ -15,7 +15,7 @@ end
 if verb == 'extend' then
   if not call('ZSCORE', P .. 'w', epoch) then return 0 end
   call('ZADD', P .. 'w', now + tonumber(ARGV[3]), epoch)
-  return 1
+  return now
 end
 if verb == 'leave' then
   if call('ZSCORE', P .. 'w', epoch) then call('ZADD', P .. 'w', 0, epoch) end
