@@ -13,34 +13,22 @@ counted ("open at the kill"), and each duplicate must be one of them.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
+from benchmarks.books import Books, await_that, read, submitting
 from benchmarks.harness import Relay, scratch
 from benchmarks.outcome import Outcome, arguments, show
-from benchmarks.submit import Accepted, Client
-from config.settings import QueueSettings
-from mailqueue.events import Event
-from mailqueue.queue import Queue
-from mailqueue.scripts import Shard
+from benchmarks.submit import Client
 from sandbox.control import tell
-from sandbox.ledger import Receipts
-from tests.queue_kit import check_index, is_empty, places
 
 MESSAGES, ROUNDS = 2000, 12
 VICTIMS = ("relayd", "delivery", "server")
 ACCOUNTS = {"carga": "127.0.0.1", "nunca": "127.0.7.1"}
-FINAL = ("delivered", "unknown", "bounced", "expired", "removed")
 LEASE_SECONDS, PUT_SECONDS = 3, 2
 DOMAINS = ("gmail.test", "gob.test", "lento.test", *(f"d{n}.many.test" for n in range(12)))
 DRAIN_SECONDS = 240.0
@@ -53,8 +41,6 @@ name = "lento.test"
 mx = ["mx.lento.test"]
 behaviour = "lento"
 """
-
-Pair = tuple[str, str]  # Message-ID, recipient
 
 
 @dataclass(slots=True)
@@ -114,8 +100,7 @@ def play(world: Relay, victim: str, messages: int, seed: int) -> Round:
     rng = random.Random(seed)
     client = Client(world.submission, world.directory / f"ledger-{seed}.jsonl", ACCOUNTS, DOMAINS, seed=seed)
     found, started = Round(victim), time.time()
-    load = threading.Thread(target=lambda: uvloop.run(client.run(messages)), daemon=True)
-    load.start()
+    load = submitting(client, messages)
     await_that(lambda: len(client.accepted) >= messages * rng.uniform(0.1, 0.9) or not load.is_alive(), 120)
     time.sleep(rng.uniform(0, 0.1))
     found.sessions = tell(world.control, cmd="report")["open"]
@@ -124,12 +109,8 @@ def play(world: Relay, victim: str, messages: int, seed: int) -> Round:
     load.join(300)
     if load.is_alive():
         raise RuntimeError(f"{len(client.accepted)} of {messages} messages were accepted in five minutes")
-    accepted = time.monotonic()
-    await_that(lambda: world.queued() == 0, DRAIN_SECONDS)
-    found.drain = time.monotonic() - accepted
-    tell(world.control, cmd="flush")
-    events, found.left = asyncio.run(look(world.url, started))
-    compare(found, client, Receipts(world.directory / "sandbox" / "ledger.jsonl"), events, window)
+    found.drain = await_that(lambda: world.queued() == 0, DRAIN_SECONDS)
+    compare(found, client, read(world, client, started), window)
     return found
 
 
@@ -146,86 +127,22 @@ def kill(world: Relay, victim: str, pause: float) -> Window:
     return Window(died, time.time() if victim == "server" else died)
 
 
-def await_that(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-async def look(url: str, since: float) -> tuple[list[tuple[float, Event]], list[str]]:
-    """Events (with the time the server wrote them) since then, and what is left that should not be."""
-    queue = await Queue.open(QueueSettings(url=url), "accept", patience=10)
-    try:
-        shard = queue.shards[0]
-        left = [key.decode() for key in await is_empty(shard)]
-        left += [f"{item!r} in {where}" for item, where in (await places(queue.shards)).items()]
-        await check_index(shard)
-        return await events_since(shard, since), left
-    finally:
-        await queue.close()
-
-
-async def events_since(shard: Shard, since: float) -> list[tuple[float, Event]]:
-    found: list[tuple[float, Event]] = []
-    start = str(int(since * 1000))
-    while rows := await shard.command("XRANGE", shard.events, start, "+", "COUNT", 5000):
-        for position, fields in rows:
-            found.append((int(position.split(b"-")[0]) / 1000, Event.from_json(fields[1])))
-        start = f"({rows[-1][0].decode()}"
-    return found
-
-
-def compare(
-    found: Round, client: Client, receipts: Receipts, events: list[tuple[float, Event]], window: Window
-) -> None:
-    received: dict[Pair, list[float]] = {}
-    for record in receipts.records("message"):
-        for recipient in record["to"]:
-            received.setdefault((record["id"], recipient), []).append(record["t"])
-    by_queue_id = {accepted.queue_id: accepted for accepted in client.accepted.values()}
-    settled, ends, unknown = _fates(by_queue_id, events)
-    promised = {(a.message_id, recipient): a for a in client.accepted.values() for recipient in a.recipients}
-    found.accepted, found.recipients = len(client.accepted), len(promised)
-    times = {pair: received.get(pair, []) for pair in promised}
-    open_ = {
-        p for p, at in times.items() if at and at[0] <= window.until and settled.get(p, window.died + 1e9) > window.died
-    }
-    twice = {pair for pair, at in times.items() if len(at) > 1}
+def compare(found: Round, client: Client, books: Books, window: Window) -> None:
+    open_, twice = books.open_at(window.died, window.until), books.twice
+    found.accepted, found.recipients = len(client.accepted), len(books.promised)
     found.open_at_kill = len(open_)
-    found.lost = sum(not at and pair not in unknown for pair, at in times.items())
-    found.duplicates = sum(len(times[pair]) - 1 for pair in twice)
+    found.lost = len(books.lost)
+    found.duplicates = sum(len(books.receipts[pair]) - 1 for pair in twice)
     found.outside = len(twice - open_)
-    found.never_duplicates = sum(promised[pair].account == "nunca" for pair in twice)
-    found.unknown = len(unknown)
-    found.unknown_received = sum(bool(times[pair]) for pair in unknown if pair in times)
-    found.unaccounted = sum(ends[pair] != 1 for pair in promised)
-    found.late = sum(event.kind == "late" for _, event in events)
-    got = {message_id for message_id, _ in received}
-    found.refused, found.refused_received = len(client.refused), len(got & client.refused.keys())
-    found.unanswered, found.unanswered_received = len(client.unanswered), len(got & client.unanswered)
-
-
-def _fates(
-    by_queue_id: dict[str, Accepted], events: list[tuple[float, Event]]
-) -> tuple[dict[Pair, float], Counter[Pair], set[Pair]]:
-    """When each recipient was first settled, how many final events it has, and those that ended as unknown."""
-    settled: dict[Pair, float] = {}
-    ends: Counter[Pair] = Counter()
-    unknown: set[Pair] = set()
-    for at, event in events:
-        accepted = by_queue_id.get(event.id)
-        if accepted is None or event.kind not in (*FINAL, "late"):
-            continue
-        pair = (accepted.message_id, event.recipient)
-        settled.setdefault(pair, at)
-        if event.kind in FINAL and not event.next_at:
-            ends[pair] += 1
-        if event.kind == "unknown" and not event.next_at:
-            unknown.add(pair)
-    return settled, ends, unknown
+    found.never_duplicates = sum(books.promised[pair] == "nunca" for pair in twice)
+    found.unknown = len(books.unknown)
+    found.unknown_received = len(books.unknown & books.receipts.keys())
+    found.unaccounted = len(books.unaccounted)
+    found.late = books.kinds["late"]
+    received = {message_id for message_id, _ in books.receipts}
+    found.refused, found.refused_received = len(client.refused), len(received & client.refused.keys())
+    found.unanswered, found.unanswered_received = len(client.unanswered), len(received & client.unanswered)
+    found.left = books.left
 
 
 def run(messages: int, rounds: int, seed: int, directory: Path) -> Outcome:
@@ -274,6 +191,9 @@ def judge(outcome: Outcome, played: list[Round]) -> None:
     outcome.check("never twice: no duplicate", total("never_duplicates") == 0, total("never_duplicates"))
     outcome.check("each recipient has one final event", total("unaccounted") == 0, f"{total('unaccounted')} not")
     outcome.check("what was refused did not go out", total("refused_received") == 0, f"{total('refused')} refused")
+    drained = max((one.drain for one in played), default=0.0)
+    all_ = all(one.drain >= 0 for one in played)
+    outcome.check("the queue was empty again each time", all_, f"{drained:.0f} s after the last 250 at most")
     left = [key for one in played for key in one.left]
     outcome.check("nothing left in Redis after each round", not left, left[:3] or "nothing")
 
