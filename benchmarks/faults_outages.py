@@ -111,7 +111,9 @@ def down(outcome: Outcome, directory: Path, seconds: float, messages: int = 600)
         f"{len(delays)} delivered, {max(delays):.1f} s at worst",
     )
     knocked = f"{attempts:.0f} sessions tried, {deferred} items touched of {len(books.promised)}"
-    outcome.check("down: suspended, not hammered", 0 < attempts <= 4 * (2 + seconds / 60), knocked)
+    outcome.check(
+        "down: suspended, not hammered", 0 < attempts <= 2 * len(waits) + 2 <= 2 * (3 + seconds / 60), knocked
+    )
 
 
 def delivered_to(said: list[Event]) -> Counter[str]:
@@ -121,4 +123,4 @@ def delivered_to(said: list[Event]) -> Counter[str]:
 def refusals(world: Relay) -> float:
     """Sessions that no mail host let in, by delivery's own counter."""
     counters = world.metrics("delivery")
-    return sum(value for name, value in counters.items() if 'kind="refused"' in name or 'reason="refused"' in name)
+    return sum(value for name, value in counters.items() if name.startswith("egress_source_connection_failures_total{"))

@@ -81,11 +81,12 @@ def stopped(outcome: Outcome, directory: Path, messages: int = 600) -> None:
     )
 
 
-def poison(outcome: Outcome, directory: Path, messages: int = 300, after: float = 2.0) -> None:
+def poison(outcome: Outcome, directory: Path, messages: int = 300, after: float = 6.0) -> None:
     """SIGKILL to delivery five times while one item is in its hands; other mail comes and goes meanwhile.
 
     ``after``: seconds from the claim to the death. What else is in its hands at each of the five deaths shares the
-    item's fate: with 2 s that is nothing, for the slowest next hop takes one.
+    item's fate: with 6 s that is nothing, for a session is handed four messages at a time and the slowest next hop takes a
+    second for each.
     """
     settings = {"queue": {"url": f"unix://{directory}/s", "lease_seconds": LEASE_SECONDS}}
     with Relay(directory, settings=settings, accounts=ACCOUNTS, scenario=WORLD) as relay:
