@@ -32,7 +32,7 @@ from delivery.router import Route, Router
 from delivery.site import Held, Site
 from ipreputation.store import Lease, LimitsDown, LimitStore
 from mailqueue.batch import Batch
-from mailqueue.errors import LeaseLost, QueueDown
+from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.keys import lane_name
 from mailqueue.logline import say
@@ -137,9 +137,9 @@ class Engine:
                 await self._room.wait()
                 continue
             try:
-                tickets, wait, stops = await worker.due(wanted, self._crowded())
+                tickets, wait, stops = await worker.due(wanted, self._crowded(), self._silent())
                 await self._note_stops(worker, stops)
-            except QueueDown as down:
+            except (QueueDown, ServerAnswer) as down:
                 log.warning("queue away", shard=worker.shard.number, why=str(down))
                 await asyncio.sleep(0.5)
                 continue
@@ -172,6 +172,15 @@ class Engine:
             if site.rule.roll_up
             for class_ in CLASSES
             if site.crowded(class_)
+        ]
+
+    def _silent(self) -> list[str]:
+        """Pools all of whose sources are stopped: their flows wait in the queue."""
+        stopped = self.stopped_sources
+        return [
+            name
+            for name, sources in self._pools.items()
+            if stopped and all(source.address in stopped for source in sources if source.weight)
         ]
 
     async def _note_stops(self, worker: Worker, version: int) -> None:

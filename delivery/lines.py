@@ -7,6 +7,7 @@ not before, so that what we count and what the provider counts agree.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import structlog
 from config.providers import ProviderRule
 from delivery.doors import Doors, NoSession
 from delivery.metrics import DeliveryMetrics
-from delivery.outcome import Outcome, lost
+from delivery.outcome import Outcome, Via, at_site, lost
 from delivery.pool import Source, sessions_worth_having, usable
 from delivery.reply import Phase
 from delivery.router import Route
@@ -43,6 +44,7 @@ class Line:
     source: Source
     idle_since: float
     busy: bool = False
+    worked: bool = False  # the peer has answered a command of a transaction
     given: int = 0  # transactions handed to it
 
     @property
@@ -74,8 +76,8 @@ class Ground(Protocol):
 
 
 class Lines:
-    """``start`` runs a task in the site's name, ``changed`` wakes it, ``failed`` hears that nobody lets us in,
-    ``reached`` that somebody did."""
+    """``start`` runs a task in the site's name, ``changed`` wakes it; ``failed`` hears that nobody lets us in, ``halted``
+    that an operator has stopped every source that could."""
 
     def __init__(
         self,
@@ -87,14 +89,14 @@ class Lines:
         start: Callable[[Coroutine[Any, Any, None]], None],
         changed: Callable[[], None],
         failed: Callable[[Outcome], Awaitable[None]],
-        reached: Callable[[], None],
+        halted: Callable[[], None],
     ) -> None:
         self.rule, self.sources = rule, sources
         self.opening = 0
         self.connect_after = 0.0
         self._name = name
         self._ground = ground
-        self._start, self._changed, self._failed, self._reached = start, changed, failed, reached
+        self._start, self._changed, self._failed, self._halted = start, changed, failed, halted
         self._open: list[Line] = []
         self._served: dict[str, float] = {}  # transactions by source
         self._resting: dict[str, float] = {}  # source → until
@@ -128,6 +130,7 @@ class Lines:
         line.idle_since = now()
         if line.left <= 0 or self._ground.stopping:
             self._close(line)
+            self._mourn(line)
 
     def next_idle(self) -> float | None:
         """When the next idle session has been so for too long."""
@@ -154,7 +157,7 @@ class Lines:
             if not candidates:
                 return
         if not candidates:
-            await self._no_source()
+            await self._no_source(route)
             return
         by_address = {source.address: source for source in self.sources}  # a reload may come while we ask
         while want > 0:
@@ -179,10 +182,13 @@ class Lines:
         level = max(self._level(line.source) for line in self._open) - TURN
         return {one.address for one in self.sources if one.address not in having and self._level(one) < level}
 
+    def _usable(self, route: Route, stopped: Collection[str]) -> list[Source]:
+        versions = {6 if ":" in address else 4 for host in route.hosts for address in host.addresses}
+        return usable(self.sources, versions, self._resting, now(), stopped)
+
     def _candidates(self, route: Route) -> list[tuple[str, Limits]]:
         """Sources by how few sessions they have here, then by how little they have sent."""
-        versions = {6 if ":" in address else 4 for host in route.hosts for address in host.addresses}
-        found = usable(self.sources, versions, self._resting, now(), self._ground.stopped_sources)
+        found = self._usable(route, self._ground.stopped_sources)
         count = {source.address: 0 for source in found}
         for line in self._open:
             if line.source.address in count:
@@ -197,14 +203,17 @@ class Lines:
             self._served = levelled([(s.address, s.weight) for s in self.sources], self._served)
         return limits
 
-    async def _no_source(self) -> None:
+    async def _no_source(self, route: Route) -> None:
         """Every source rests here, is stopped, or is of the wrong family."""
+        if self._usable(route, ()):
+            self._halted()
+            return
         rest = [until for until in self._resting.values() if until > now()]
         if self._open or self.opening:
             self.connect_after = min(rest, default=now() + PAUSE_SECONDS)
             return
         why = "every source of the pool is refused here for now" if rest else "no source of the pool may send here"
-        await self._failed(lost(Phase.CONNECT, why))
+        await self._failed(at_site(lost(Phase.CONNECT, why)))
 
     async def _establish(self, lease: Lease, source: Source, route: Route) -> None:
         line: Line | None = None
@@ -214,7 +223,6 @@ class Lines:
             session = await self._ground.doors.open(route.hosts, source, mode, self._lost)
             line = Line(session, lease, source, now())
             self._open.append(line)
-            self._reached()
             metrics.opened.labels(self.rule.name).inc()
             metrics.sessions.labels(self.rule.name).inc()
         except NoSession as refusal:
@@ -247,12 +255,32 @@ class Lines:
     # ── ending ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def retire(self) -> None:
-        """Sessions idle too long, at their last transaction, of a source that is stopped, or ended."""
+        """Sessions idle too long, at their last transaction, of a source that is stopped, without a valid lease, or
+        ended."""
+        if (
+            self._ground.store.valid_until <= time.monotonic()
+        ):  # the limits' server is away: others may have our slots by now
+            for line in self._open:
+                line.finish()
         horizon, stopped = now() - self._ground.idle_seconds, self._ground.stopped_sources
         for line in list(self._open):
             over = line.left <= 0 or line.idle_since <= horizon or line.source.address in stopped
             if not line.busy and (over or self._ground.stopping):
                 self._close(line)
+                self._mourn(line)
+
+    def _mourn(self, line: Line) -> None:
+        """A session that was lost before it was of any use is a refusal, or we would knock for ever."""
+        if line.worked or line.session.alive or self._ground.stopping:
+            return
+        self.connect_after = now() + PAUSE_SECONDS
+        if not self._open and not self.opening:
+            via = Via(f"{line.session.host} [{line.session.address}]", line.source.address, line.session.tls)
+            why = line.session.failure or "closed before any mail"
+            self._start(self._refuse(at_site(lost(Phase.EHLO, why, via))))
+
+    async def _refuse(self, outcome: Outcome) -> None:
+        await self._failed(outcome)
 
     def drop_leases(self, tokens: Collection[str]) -> None:
         """Others have their slots already: no more over these sessions."""

@@ -100,9 +100,10 @@ async def serve(path: Path, loaded: Loaded) -> None:
             on_freed=lambda name: engine.limit_freed(name),  # noqa: PLW0108 made below
         )
         doors = Doors(settings.delivery.timeouts, settings.delivery.port, rules)
+        workers = queue.workers()
         engine = Engine(
             settings.delivery,
-            queue.workers(),
+            workers,
             router_of(settings, loaded),
             loaded.providers,
             store,
@@ -119,7 +120,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
         reloader.subscribe(take_over)
 
         def ready() -> list[str]:
-            return [] if queue.accepting else ["the queue server does not answer"]
+            return [f"no lease in shard {worker.shard.number}" for worker in workers if not worker.alive]
 
         async with (
             store,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
-from collections.abc import Collection, Sequence
+import socket
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,14 +50,27 @@ class Refusal(Enum):
     PRIVATE = "5.4.4"
 
 
+def is_local(address: IPAddress) -> bool:
+    """Whether this machine has the address: only then can a socket be bound to it."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class NextHopPolicy:
-    """Which addresses may be next hops. ``own``: (address, port) of our own listeners; ``port``: of the next hops."""
+    """Which addresses may be next hops. ``own``: (address, port) of our own listeners, 0.0.0.0 and :: mean every
+    address of this machine, which ``local`` knows; ``port``: of the next hops."""
 
     port: int = 25
     sandbox: bool = False
     allow_private: bool = False
     own: frozenset[tuple[str, int]] = frozenset()
+    local: Callable[[IPAddress], bool] = is_local
 
     def refuses(self, address: str) -> Refusal | None:
         """Why not, or None. Raises ValueError if it is no address."""
@@ -70,7 +84,11 @@ class NextHopPolicy:
         return None if parsed.is_global or self.allow_private else Refusal.PRIVATE
 
     def is_own(self, parsed: IPAddress) -> bool:
-        return any(port == self.port and effective(own) == parsed for own, port in self.own)
+        for own, port in self.own:
+            mine = effective(own)
+            if port == self.port and (mine == parsed or (mine.is_unspecified and self.local(parsed))):
+                return True
+        return False
 
 
 def effective(address: str) -> IPAddress:

@@ -25,7 +25,6 @@ from delivery.outcome import Outcome, Via, lost
 from delivery.pool import CHAIN, Source
 from delivery.reply import Phase
 from delivery.router import Route
-from delivery.session import Session
 from ipreputation.store import LimitsDown
 from mailqueue.errors import LeaseLost, QueueDown
 from mailqueue.message import CLASSES
@@ -80,7 +79,7 @@ class Site:
             start=self._start,
             changed=self.wake,
             failed=self._fail,
-            reached=lambda: floor.reached(self),
+            halted=self._give_up_tickets,
         )
         self._floor = floor
         self._wake = asyncio.Event()
@@ -199,10 +198,8 @@ class Site:
         answers = await asyncio.gather(*(self._claim_one(held, count) for held, count in asked), return_exceptions=True)
         found: list[Parcel] = []
         for answer in answers:
-            if isinstance(answer, LeaseLost | QueueDown):
-                log.warning("claim failed", site=self.name, why=str(answer))
-            elif isinstance(answer, BaseException):
-                raise answer
+            if isinstance(answer, BaseException):  # what the others brought must still go out
+                log.warning("claim failed", site=self.name, why=repr(answer))
             else:
                 found += answer
         self.tickets.rotate(-len(asked))
@@ -262,17 +259,17 @@ class Site:
                 self._return(parcel)
                 line.given -= 1
                 continue
-            blamed = await self._transact(session, parcel, via) or blamed
+            blamed = await self._transact(line, parcel, via) or blamed
         if blamed is not None and not session.alive:
             self.lines.rest(line.source, blamed.diagnostic)
         self.lines.done(line)
         self.wake()
 
-    async def _transact(self, session: Session, parcel: Parcel, via: Via) -> Outcome | None:
+    async def _transact(self, line: Line, parcel: Parcel, via: Via) -> Outcome | None:
         """Sends one parcel and settles its items; the outcome that blames our source, if there is one."""
         judge, provider = self._floor.judge, self.rule.name
         try:
-            result = await session.send(parcel.transaction())
+            result = await line.session.send(parcel.transaction())
         except Exception as error:  # ours: nothing is known of what the peer has
             log.exception("transaction broken", site=self.name, error=str(error))
             outcome = lost(Phase.END_OF_DATA, f"internal error: {type(error).__name__}", via, unknown=True)
@@ -280,6 +277,9 @@ class Site:
             for item in parcel.items:
                 self._floor.settle(parcel.worker, judge.settlement(item, outcome, provider, at))
             return None
+        if any(told.reply is not None and not told.local for told in result.recipients):
+            line.worked = True
+            self._floor.reached(self)
         if result.aborted:
             self._return(parcel)
             return None

@@ -136,6 +136,11 @@ class Worker:
         margin = min(1.0, self._lease / 4)
         return item.epoch == self.epoch and asyncio.get_running_loop().time() + margin < self._until
 
+    @property
+    def alive(self) -> bool:
+        """Whether the lease holds, by this machine's monotonic clock: a server that does not answer ends it."""
+        return bool(self.epoch) and asyncio.get_running_loop().time() < self._until
+
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(self._lease / 4)
@@ -217,14 +222,14 @@ class Worker:
     # ── verbs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def due(
-        self, wanted: Mapping[str, int], blocked: Collection[str] = (), quantum: int = 500
+        self, wanted: Mapping[str, int], blocked: Collection[str] = (), silent: Collection[str] = (), quantum: int = 500
     ) -> tuple[list[Ticket], float | None, int]:
         """(tickets, seconds until the next look or None = the bell, version of the stops). ``blocked``: lanes
         ("b:google") without capacity."""
         self._rung.clear()
         words: list[Argument] = [self._ticket_ms, quantum]
         words += [wanted.get(class_, 0) for class_ in keys.CLASS_LETTER]
-        words += [len(blocked), *blocked]
+        words += [len(blocked), *blocked, len(silent), *silent]
         wait, stops, *rows = await self.shard.run("due", words)
         tickets = [
             Ticket(

@@ -541,3 +541,34 @@ def test_a_site_that_waits_for_a_session_does_not_keep_the_drain_waiting(
         await asyncio.wait_for(asyncio.shield(it.work), 5)
 
     play(scenario)
+
+
+def test_a_peer_that_hangs_up_before_mail_is_a_refusal(play: Any) -> None:
+    """Not knocked at for ever: one item says why, the destination waits."""
+
+    async def scenario(it: Rig) -> None:
+        await it.sandbox.set_behaviour("gob.test", "drop-mail")
+        await put(it, "u%d@gob.test", count=20)
+        await it.until({"suspended": 1, "deferred": 1})
+        assert sum(it.sandbox.ledger.connections.values()) < 40
+        await it.sandbox.set_behaviour("gob.test", "normal")
+        await it.queue.resume("destination:gob.test")
+        it.engine._away.clear()
+        await it.until({"delivered": 20})
+
+    play(scenario)
+
+
+def test_all_sources_stopped_touches_no_item(play: Any) -> None:
+    async def scenario(it: Rig) -> None:
+        for source in ("127.0.1.1", "127.0.1.2"):
+            await it.queue.suspend(f"source:{source}")
+        await put(it, "u%d@gob.test", count=5)
+        await asyncio.sleep(0.5)
+        assert (await it.until())["deferred"] == 0
+        for source in ("127.0.1.1", "127.0.1.2"):
+            await it.queue.resume(f"source:{source}")
+        counts = await it.until({"delivered": 5})
+        assert counts["deferred"] == 0
+
+    play(scenario, pools=[{"name": "default", "sources": [{"address": "127.0.1.1-127.0.1.2"}]}])

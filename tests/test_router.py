@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 from collections.abc import Coroutine
 from typing import Any
@@ -12,7 +13,7 @@ import uvloop
 from config.providers import Providers
 from delivery.provider import site_of
 from delivery.resolver import Resolver
-from delivery.router import NextHopPolicy, Refusal, Route, Router
+from delivery.router import NextHopPolicy, Refusal, Route, Router, is_local
 from tests.dns_server import SERVFAIL, Zone, dns_server
 
 SANDBOX = NextHopPolicy(sandbox=True)
@@ -233,3 +234,13 @@ def test_the_number_of_hosts_and_addresses_is_bounded() -> None:
     found = route(zone, "in.test")
     assert len(found.hosts) == 10
     assert {len(host.addresses) for host in found.hosts} == {8}
+
+
+def test_a_wildcard_listener_is_every_address_of_this_machine() -> None:
+    policy = NextHopPolicy(
+        port=25, allow_private=True, own=frozenset({("0.0.0.0", 25)}), local=lambda a: str(a) == "10.0.0.5"
+    )
+    assert policy.refuses("10.0.0.5") is Refusal.LOOP
+    assert policy.refuses("10.0.0.6") is None
+    assert is_local(ipaddress.ip_address("127.0.0.1"))
+    assert not is_local(ipaddress.ip_address("192.0.2.1"))

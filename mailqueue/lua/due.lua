@@ -1,7 +1,8 @@
 -- due: tickets for a worker with free capacity. A ticket is the right to claim from one flow's queue for one
 -- destination until its lease runs out; items stay where they are.
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
--- transactional, wanted bulk, b, b × lane without capacity.
+-- transactional, wanted bulk, b, b × lane without capacity, p, p × pool all of whose sources are stopped (its flows
+-- are looked at again in five seconds).
 -- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source
 -- stops, then per ticket: class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
@@ -10,6 +11,10 @@ local lease, quantum = tonumber(ARGV[1]), tonumber(ARGV[2])
 local wanted = { e = tonumber(ARGV[3]), t = tonumber(ARGV[4]), b = tonumber(ARGV[5]) }
 local blocked = {}
 for index = 7, 6 + tonumber(ARGV[6]) do blocked[ARGV[index]] = true end
+local silent = {}
+for index = 8 + tonumber(ARGV[6]), 7 + tonumber(ARGV[6]) + tonumber(ARGV[7 + tonumber(ARGV[6])]) do
+  silent[ARGV[index]] = true
+end
 local MOST_STEPS = 2000 -- suspended destinations and stopped flows passed over in one call
 
 local function wake(lane)
@@ -41,7 +46,7 @@ local function ticket(lane, class, group)
     local first = call('ZRANGE', P .. 'lf:' .. lane, 0, 0, 'WITHSCORES')
     if not first[1] or tonumber(first[2]) >= WAIT then return nil end
     local flow = first[1]
-    local till = flow_stop(flow)
+    local till = flow_stop(flow) or (next(silent) and silent[flow_facts(flow)[3]] and now + 5000)
     if till then
       leave_turn(lane, flow, first[2])
       call('ZADD', P .. 'lf:' .. lane, till == 0 and PARK or WAIT + till, flow)
