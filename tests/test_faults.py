@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from benchmarks import accept_kills, faults_clock, faults_workers
@@ -9,6 +12,7 @@ from benchmarks.books import Books
 from benchmarks.harness import scratch
 from benchmarks.outcome import Outcome
 from tests.conftest import lacking
+from tests.queue_kit import opened, working
 
 
 def holds(outcome: Outcome) -> None:
@@ -39,6 +43,37 @@ def test_the_clock_steps_forward() -> None:
     with scratch("forward") as directory:
         faults_clock.step(outcome, directory, "forward", 3600, 200)
     holds(outcome)
+
+
+def test_a_lost_lease_is_replaced_once(shared_redis: Any) -> None:
+    """Whoever notices first, heartbeat or claim: the second must not throw the new lease away."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            lost: list[str] = []
+            worker._on_lost = lost.append
+            before = worker.epoch
+            await asyncio.gather(worker._lose(before), worker._lose(before))
+            assert lost == [before]
+            assert int(worker.epoch) == int(before) + 1
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_looks_again_when_the_clock_stepped(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            await worker.due({"bulk": 1})
+            worker._watch_clock(1000.0)
+            worker._watch_clock(1001.0)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await worker.rung(None)
+            worker._watch_clock(4601.0)
+            async with asyncio.timeout(1):
+                await worker.rung(None)
+
+    asyncio.run(scenario())
 
 
 ONE, TWO = ("<1@x>", "a@y.test"), ("<2@x>", "b@y.test")
