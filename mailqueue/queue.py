@@ -18,6 +18,7 @@ from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.message import Message, new_id
+from mailqueue.pulse import Pulse
 from mailqueue.scripts import Shard
 from mailqueue.worker import Worker
 from mailqueue.writer import Put, Verdict, Writer, prepare
@@ -37,6 +38,7 @@ class Queue:
         self._writers = [Writer(shard, marker_seconds=settings.idempotency_seconds) for shard in shards]
         self._memory = memory.MemoryMark(shards[0], settings)
         self._events: Batch[Event, bytes] = Batch(self._emit, most=500)
+        self._pulse = Pulse(shards)
         self._closing = False
 
     @classmethod
@@ -76,8 +78,15 @@ class Queue:
 
     @property
     def accepting(self) -> bool:
-        """False while the server is known to be down or full: say so before the client sends its content."""
-        return not (self._closing or self._memory.full or any(writer.down for writer in self._writers))
+        """False while the server is known to be down or full: say so before the client sends its content. Without
+        :meth:`watch`, only a put finds out."""
+        if self._closing or not self._pulse.felt or self._memory.full:
+            return False
+        return not any(writer.down for writer in self._writers)
+
+    def watch(self) -> None:
+        """From now on the server is asked every second whether it answers, until the queue is closed."""
+        self._pulse.start()
 
     def new_id(self, account: str, idempotency_key: str | None = None) -> str:
         """An id for a message to be put. Messages of one account and key get ids of one shard, where their markers
@@ -190,6 +199,7 @@ class Queue:
 
     async def close(self, patience: float = 5.0) -> None:
         self._closing = True
+        await self._pulse.stop()
         for writer in self._writers:
             await writer.close(patience)
         await self._events.close(min(patience, 2.0))

@@ -54,6 +54,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
     reloader = Reloader(path, os.environ, loaded, log, registry)
     queue = await Queue.open(settings.queue, role="relayd")
     try:
+        queue.watch()
         await queue.set_weights({account.name: account.weight for account in settings.accounts})
         relayd = Relayd(settings, queue, registry)
 
