@@ -128,7 +128,8 @@ class AccountSettings(Section):
 class RelaydSettings(Section):
     hostname: Hostname = "localhost"
     listeners: tuple[ListenerSettings, ...] = ()
-    max_message_bytes: int = Field(26_214_400, ge=1024)
+    max_message_bytes: int = Field(26_214_400, ge=1024, le=134_217_728)
+    max_data_bytes: int = Field(1_073_741_824, ge=1024, description="content one process holds at once, then 452")
     max_recipients: int = Field(1000, ge=1, le=10_000)
     max_hops: int = Field(50, ge=1)
     max_connections: int = Field(2000, ge=1)
@@ -138,6 +139,12 @@ class RelaydSettings(Section):
     idle_seconds: Seconds = 300.0
     data_seconds: Seconds = Field(1800.0, description="whole content of one message")
     drain_seconds: Seconds = Field(30.0, description="how long SIGTERM waits for transactions under way")
+
+    @model_validator(mode="after")
+    def _room_for_one(self) -> Self:
+        if self.max_data_bytes < self.max_message_bytes:
+            raise misfit(("max_data_bytes", "less than max_message_bytes: the largest message would never fit"))
+        return self
 
 
 class TimeoutSettings(Section):

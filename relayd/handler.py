@@ -25,6 +25,7 @@ from relayd import headers, policy, replies, trace
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
 from relayd.replies import Reply
+from relayd.volume import Share
 
 REJECTED_EVENTS = 100  # per session; a broken list must not become a flood of events
 _TEXT_LIMIT = 320
@@ -46,6 +47,7 @@ class Submitter(Protocol):
     """What the hooks need of a session."""
 
     client: Client
+    share: Share
     rejected_events: int
 
 
@@ -103,6 +105,7 @@ class SubmissionHandler:
             self._queue.put(message, idempotency_key=key, client=server.client.address)
         )
         self._commits.add(commit)
+        server.share.keep_until(commit)
         commit.add_done_callback(self._committed)
         # A client that hangs up cancels this hook, never the commit.
         try:

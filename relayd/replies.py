@@ -75,6 +75,7 @@ TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "too many recipients in one transactio
 TOO_BIG = Reply(552, "5.3.4", "message too big", "size")
 QUEUE_FULL = Reply(452, "4.3.1", "queue full, try again later", "queue_full")
 NOT_ACCEPTING = Reply(452, "4.3.1", "cannot take mail now, try again later", "queue_full")
+NO_ROOM = Reply(452, "4.3.1", "too much mail is coming in at once, try again later", "volume")
 QUEUE_DOWN = Reply(451, "4.3.0", "queue not available, try again", "queue_down")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "too many hops, mail is looping", "hops")
 HEADER_TOO_BIG = Reply(552, "5.3.4", "header too big", "header")

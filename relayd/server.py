@@ -26,6 +26,7 @@ from relayd.listener.gate import Census, Gate
 from relayd.listener.submission import SubmissionSession
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
+from relayd.volume import Volume
 
 BACKLOG = 1024
 
@@ -84,6 +85,7 @@ class Relayd:
         self._authenticator = Authenticator(self._accounts)
         self._handler = SubmissionHandler(queue, terms(settings), self._metrics)
         self._census = Census()
+        self._volume = Volume()
         self._sessions: set[Connection] = set()
         self._empty = asyncio.Event()
         self._servers: list[asyncio.Server] = []
@@ -178,6 +180,7 @@ class Relayd:
             authenticator=self._authenticator,
             metrics=self._metrics,
             register=self,
+            volume=self._volume,
             mould=mould(self._handler, settings.relayd, tls_context(listener), asyncio.get_running_loop()),
         )
 

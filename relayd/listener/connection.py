@@ -21,6 +21,7 @@ from relayd.accounts import Accounts
 from relayd.auth import Authenticator
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
+from relayd.volume import Volume
 
 if TYPE_CHECKING:
     from relayd.handler import SubmissionHandler
@@ -60,6 +61,7 @@ class Surroundings:
     authenticator: Authenticator
     metrics: ListenerMetrics
     register: Register
+    volume: Volume
     mould: Mapping[str, object]  # see :func:`mould`
 
 

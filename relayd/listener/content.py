@@ -21,8 +21,20 @@ class ContentScanner:
         self._kept = bytearray()
         self.content = b""  # valid once feed() said True: dots unstuffed (§4.5.2), ends in CRLF unless empty
         self._begun = False
+        self._dropped = False
         self.received = 0  # octets on the wire, for those who watch progress
         self.too_big = False
+
+    @property
+    def held(self) -> int:
+        """Octets kept so far."""
+        return len(self._kept) or len(self.content)
+
+    def drop(self) -> None:
+        """Keep nothing from now on, read on to the end."""
+        self._dropped = True
+        self._kept = bytearray()
+        self.content = b""
 
     def feed(self, buffer: bytearray) -> bool:
         """Consume from the front of `buffer`; True when the end was found, what follows it stays in the buffer."""
@@ -51,7 +63,7 @@ class ContentScanner:
         if self.received > self._most_stuffed and not self.too_big:
             self.too_big = True
             self._kept = bytearray()
-        return not self.too_big
+        return not (self.too_big or self._dropped)
 
     def _finish(self, buffer: bytearray, size: int) -> None:
         if not self._fits(size):

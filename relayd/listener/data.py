@@ -1,4 +1,4 @@
-"""DATA: content read in bulk, bounded in size and time, then the handler's verdict."""
+"""DATA: content read in bulk, bounded in size, time and in what all sessions hold, then the handler's verdict."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from relayd import replies
 from relayd.listener.content import ContentScanner
 from relayd.listener.transaction import TransactionVerbs
 from relayd.replies import Reply
+from relayd.volume import Share
 
 
 class DataVerb(TransactionVerbs):
@@ -17,13 +18,21 @@ class DataVerb(TransactionVerbs):
         if refusal is not None:
             self.say(refusal)
             return
+        self.share = Share(self.around.volume)
+        try:
+            await self._receive()
+        finally:
+            self.share.let_go()
+
+    async def _receive(self) -> None:
         self.say(replies.SEND_CONTENT)
         began = self.loop.time()
         scanner = ContentScanner(self.around.settings.max_message_bytes)
-        if not await self._read_content(scanner, began):
+        room = await self._read_content(scanner, began)
+        if room is None:
             return
         read = self.loop.time()
-        reply = await self._deliver(scanner)
+        reply = await self._deliver(scanner) if room else replies.NO_ROOM
         metrics, done = self.around.metrics, self.loop.time()
         metrics.read_data.observe(read - began)
         metrics.process_data.observe(done - read)
@@ -41,20 +50,29 @@ class DataVerb(TransactionVerbs):
             return replies.MAIL_FIRST
         if not self.envelope.rcpt_tos:
             return replies.RCPT_FIRST
-        return replies.NO_ARGUMENT if arg else None
+        if arg:
+            return replies.NO_ARGUMENT
+        return replies.NO_ROOM if self.around.volume.total >= self.around.settings.max_data_bytes else None
 
-    async def _read_content(self, scanner: ContentScanner, began: float) -> bool:
-        """False when the input ended or took too long. Progress moves the idle limit, never the total one."""
-        settings = self.around.settings
+    async def _read_content(self, scanner: ContentScanner, began: float) -> bool | None:
+        """None when the input ended or took too long, False when there was no room for all of it and it was dropped.
+        Progress moves the idle limit, never the total one."""
+        settings, room = self.around.settings, True
         last = began + settings.data_seconds
         buffer = self._input._buffer
-        while not scanner.feed(buffer):
+        while True:
+            ended = scanner.feed(buffer)
+            if room and not self.share.hold(scanner.held, settings.max_data_bytes):
+                scanner.drop()
+                room = False
+            if ended:
+                break
             deadline = min(self.loop.time() + settings.idle_seconds, last)
             if not await self._more(deadline, replies.CONTENT_TOO_SLOW):
-                return False
+                return None
         self._input._maybe_resume_transport()
         self._deadline = math.inf
-        return True
+        return room or scanner.too_big  # that it is too big for ever goes before
 
     async def _deliver(self, scanner: ContentScanner) -> Reply:
         assert self.envelope is not None

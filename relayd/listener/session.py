@@ -15,6 +15,7 @@ from relayd import policy, replies
 from relayd.listener.connection import Connection, Surroundings
 from relayd.policy import Client
 from relayd.replies import Reply
+from relayd.volume import Share
 
 COMMAND_OCTETS = 512  # RFC 5321 §4.5.3.1.4, without CRLF: near enough
 COMMAND_OCTETS_OF: Mapping[str, int] = {
@@ -46,6 +47,7 @@ class SessionProtocol(Connection):
         self.account = around.accounts.by_address(address)
         self.authenticated = False
         self.client = Client(address, self.account, "", "SMTP")
+        self.share = Share(around.volume)  # of the transaction under way
         self.rejected_events = 0
         self.failed_auth = 0
         self._commands = 0
