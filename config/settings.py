@@ -204,6 +204,9 @@ class DeliverySettings(Section):
     providers: str | None = Field(None, description="providers.toml; empty = the one that comes with the package")
     max_sessions: int = Field(1000, ge=1, description="open sessions of one process")
     max_in_flight: int = Field(2000, ge=1, description="claimed items of one process")
+    max_in_flight_bytes: int = Field(
+        268_435_456, ge=1_048_576, description="content of the claimed items of one process"
+    )
     recipients_per_transaction: int = Field(100, ge=1, le=1000)
     timeouts: TimeoutSettings = TimeoutSettings()
     retry: RetrySettings = RetrySettings()

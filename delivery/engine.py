@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +36,7 @@ from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.keys import lane_name
 from mailqueue.logline import say
-from mailqueue.message import CLASSES
+from mailqueue.message import CLASSES, QueueItem
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 TICKETS = {"bulk": 1000, "transactional": 1300, "emergency": 1600}  # held at most; the better class finds room left
@@ -80,7 +80,8 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._stops: dict[int, int] = {}
-        self._routing = self._in_flight = self._sessions = 0
+        self._routing = self._in_flight = self._bytes = self._sessions = 0
+        self._weights: dict[bytes, int] = {}  # item → its share of the bytes in flight
         self._rng = random.Random()
         self._releases: Batch[Lease, None] = Batch(self._release_all, most=200)
         self.configure(settings, providers)
@@ -98,6 +99,7 @@ class Engine:
     async def run(self) -> None:
         """Until stopped and drained."""
         for worker in self._workers:
+            worker.room = self._free_bytes
             await worker.start(self._lease_lost)
         pulls = [asyncio.create_task(self._pull(worker)) for worker in self._workers]
         beat = asyncio.create_task(self._heartbeat())
@@ -266,7 +268,7 @@ class Engine:
         left = 1
         while left and not self.stopping:
             claimed = await worker.claim(ClaimRequest(ticket, 100, 100, keep=True))
-            self.claimed(len(claimed.items))
+            self.claimed(claimed.items)
             for item in claimed.items:
                 self.settle(worker, self.judge.settlement(item, outcome, ticket.group, int(time.time() * 1000)))
             left = claimed.left
@@ -301,7 +303,7 @@ class Engine:
         )
         await worker.stop_sending(f"destination:{ticket.destination}", away.until_ms, why, event)
         claimed = await worker.claim(ClaimRequest(ticket, 1))
-        self.claimed(len(claimed.items))
+        self.claimed(claimed.items)
         for item in claimed.items:
             self.settle(worker, self.judge.settlement(item, away.outcome, provider, now, due=away.until_ms))
 
@@ -315,7 +317,10 @@ class Engine:
         return self._settings.max_sessions - self._sessions
 
     def free_items(self) -> int:
-        return self._settings.max_in_flight - self._in_flight
+        return self._settings.max_in_flight - self._in_flight if self._free_bytes() > 0 else 0
+
+    def _free_bytes(self) -> int:
+        return self._settings.max_in_flight_bytes - self._bytes
 
     def starve(self, site: Site) -> None:
         """The site is woken when items are settled."""
@@ -342,15 +347,22 @@ class Engine:
             log.warning("slots not given back", count=len(leases), why=str(down))
         return [None] * len(leases)
 
-    def claimed(self, count: int) -> None:
-        self._in_flight += count
+    def claimed(self, items: Sequence[QueueItem]) -> None:
+        """Recipients of one message share its bytes."""
+        sharing = Counter(id(item.message) for item in items)
+        for item in items:
+            self._weights[item.key] = len(item.message.content) // sharing[id(item.message)]
+            self._bytes += self._weights[item.key]
+        self._in_flight += len(items)
         self.metrics.in_flight.set(self._in_flight)
 
     def settle(self, worker: Worker, settlement: Settlement) -> None:
         worker.settle(settlement).add_done_callback(lambda done: self._settled(settlement, done))
 
     def _settled(self, settlement: Settlement, done: asyncio.Future[str]) -> None:
-        self.claimed(-1)
+        self._in_flight -= 1
+        self._bytes -= self._weights.pop(settlement.item.key, 0)
+        self.metrics.in_flight.set(self._in_flight)
         while self._starved:
             self._starved.pop().wake()
         event = settlement.event

@@ -27,7 +27,7 @@ from delivery.reply import Phase
 from delivery.router import Route
 from ipreputation.store import LimitsDown
 from mailqueue.errors import LeaseLost, QueueDown
-from mailqueue.message import CLASSES
+from mailqueue.message import CLASSES, QueueItem
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 QUANTUM = 500  # items a ticket may draw before the queue decides again whose turn it is
@@ -56,7 +56,7 @@ class Floor(Ground, Protocol):
 
     def free_items(self) -> int: ...
     def starve(self, site: Site) -> None: ...
-    def claimed(self, count: int) -> None: ...
+    def claimed(self, items: Sequence[QueueItem]) -> None: ...
     def settle(self, worker: Worker, settlement: Settlement) -> None: ...
     def room(self) -> None: ...
     def reached(self, site: Site) -> None: ...
@@ -213,7 +213,7 @@ class Site:
         except BaseException:
             self._forget(held)
             raise
-        self._floor.claimed(len(claimed.items))
+        self._floor.claimed(claimed.items)
         held.due = claimed.left
         held.quantum -= len(claimed.items)
         if not (keep and claimed.left):

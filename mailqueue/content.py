@@ -1,7 +1,8 @@
 """How a message is stored: a fixed header, the envelope as a JSON array, the content compressed.
 
-Layout: version (1 byte) · codec (1) · dictionary id (8, zeros = none) · length of the envelope (4, big-endian) ·
-envelope · content. Scripts read the dictionary id in place, so the header never moves.
+Layout: version (1 byte) · codec (1) · dictionary id (8, zeros = none) · size of the content, uncompressed (4,
+big-endian) · length of the envelope (4) · envelope · content. Scripts read the dictionary id and the size in place, so
+the header never moves.
 
 Where a campaign's or account's mails resemble each other, the first one serves the others as a zstd dictionary:
 a personalised copy then costs about what is personal in it. A dictionary is adopted only when it is measured to pay.
@@ -19,7 +20,7 @@ import zstandard
 
 from mailqueue.message import Envelope, Message
 
-_HEADER = struct.Struct("!BB8sI")
+_HEADER = struct.Struct("!BB8sII")
 _VERSION = 1
 RAW, ZSTD, ZSTD_DICTIONARY = 0, 1, 2
 NO_DICTIONARY = b"\0" * 8
@@ -62,8 +63,8 @@ def _pack_envelope(envelope: Envelope) -> bytes:
 _ROW = (str, str, list, int | float, int | float, str, str, str, str, int | float, str, bool, dict)
 
 
-def _pack(codec: int, dictionary: bytes, envelope: bytes, content: bytes) -> bytes:
-    return _HEADER.pack(_VERSION, codec, dictionary, len(envelope)) + envelope + content
+def _pack(codec: int, dictionary: bytes, envelope: bytes, content: bytes, size: int) -> bytes:
+    return _HEADER.pack(_VERSION, codec, dictionary, size, len(envelope)) + envelope + content
 
 
 def header(value: bytes) -> tuple[int, bytes]:
@@ -76,7 +77,7 @@ def header(value: bytes) -> tuple[int, bytes]:
 def unpack_envelope(message_id: str, value: bytes) -> Envelope:
     """The envelope alone, without touching the content. ValueError when it is damaged."""
     header(value)
-    length = _HEADER.unpack_from(value)[3]
+    length = _HEADER.unpack_from(value)[4]
     row = orjson.loads(value[_HEADER.size : _HEADER.size + length])
     if not isinstance(row, list) or len(row) != len(_ROW) or not all(map(isinstance, row, _ROW)):
         raise ValueError(f"envelope of {message_id} is damaged")
@@ -135,7 +136,7 @@ class Encoder:
             small = candidate.compress(content)
             if len(small) < PAYS_BELOW * len(plain):
                 candidate.adopted, candidate.trials, candidate.share = True, 0, len(small) / len(content)
-                return self._with(candidate, envelope, small)
+                return self._with(candidate, envelope, small, len(content))
             if candidate.trials == TRIALS:  # no likeness: compare others, ever more seldom
                 self._replace(message, min(2 * candidate.pause + 10, MOST_PAUSE))
         return self._without(envelope, plain, content)
@@ -145,24 +146,24 @@ class Encoder:
         small = candidate.compress(content)
         if len(small) <= UNLIKE * candidate.share * len(content) + 64:
             candidate.trials = 0
-            return self._with(candidate, envelope, small)
+            return self._with(candidate, envelope, small, len(content))
         candidate.trials += 1
         if candidate.trials >= TRIALS:  # another template is in use now
             self._replace(message)
         plain = self._plain.compress(content)
         if len(small) < len(plain):
-            return self._with(candidate, envelope, small)
+            return self._with(candidate, envelope, small, len(content))
         return self._without(envelope, plain, content)
 
     @staticmethod
-    def _with(candidate: _Candidate, envelope: bytes, small: bytes) -> Stored:
-        return Stored(_pack(ZSTD_DICTIONARY, candidate.id, envelope, small), candidate.id, candidate.bytes)
+    def _with(candidate: _Candidate, envelope: bytes, small: bytes, size: int) -> Stored:
+        return Stored(_pack(ZSTD_DICTIONARY, candidate.id, envelope, small, size), candidate.id, candidate.bytes)
 
     @staticmethod
     def _without(envelope: bytes, plain: bytes, content: bytes) -> Stored:
         if len(plain) < len(content):
-            return Stored(_pack(ZSTD, NO_DICTIONARY, envelope, plain))
-        return Stored(_pack(RAW, NO_DICTIONARY, envelope, content))
+            return Stored(_pack(ZSTD, NO_DICTIONARY, envelope, plain, len(content)))
+        return Stored(_pack(RAW, NO_DICTIONARY, envelope, content, len(content)))
 
     def _replace(self, message: Message, pause: int = 0) -> None:
         key = (message.envelope.account, message.envelope.campaign)
@@ -212,7 +213,7 @@ class Decoder:
         """ValueError when the bytes are damaged."""
         codec, dictionary = header(value)
         envelope = unpack_envelope(message_id, value)
-        body = value[_HEADER.size + _HEADER.unpack_from(value)[3] :]
+        body = value[_HEADER.size + _HEADER.unpack_from(value)[4] :]
         if codec == ZSTD_DICTIONARY:
             body = self._decompress(self._by_id[dictionary], body, MAX_CONTENT)
         elif codec == ZSTD:

@@ -22,6 +22,7 @@ from mailqueue.scripts import FOREIGN, Argument, Shard
 
 TICKET_LEASES = 2  # a ticket is good for so many leases: what its holder left undone when it died is due again then
 STEP_SECONDS = 5.0  # of the server's clock against ours: more than a slow answer explains
+MOST_ROOM = 1 << 50
 log = structlog.get_logger("queue")
 
 
@@ -107,6 +108,7 @@ class Worker:
         self._bell_connection = bell
         self._until = 0.0  # monotonic end of the lease, counted from when it was asked for
         self._on_lost: Callable[[str], None] = lambda _epoch: None
+        self.room: Callable[[], int] = lambda: MOST_ROOM  # bytes of content that may still be claimed
         self._held: dict[bytes, QueueItem] = {}
         self._marked: set[bytes] = set()
         self._losing = asyncio.Lock()
@@ -282,7 +284,7 @@ class Worker:
     # ── batches ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _claim(self, number: int, requests: list[ClaimRequest]) -> list[Claimed | Exception]:
-        words: list[Argument] = [self.epoch, number, self._ticket_ms, len(requests)]
+        words: list[Argument] = [self.epoch, number, self._ticket_ms, max(self.room(), 0), len(requests)]
         epoch = self.epoch
         for request in requests:
             ticket = request.ticket

@@ -604,3 +604,19 @@ def test_the_password_in_the_address_is_not_said() -> None:
         assert "geheim" not in str(down.value) and "127.0.0.1:1" in str(down.value)
 
     asyncio.run(scenario())
+
+
+def test_a_claim_brings_no_more_than_there_is_room_for(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            for n in range(6):
+                await queue.put(message(f"u{n}@x.test", content=b"a" * 1000))
+            worker.room = lambda: 2500
+            (ticket,), _, _ = await worker.due(ALL)
+            first = await worker.claim(ClaimRequest(ticket, 6, keep=True))
+            assert (len(first.items), first.left) == (2, 4)
+            worker.room = lambda: 0
+            second = await worker.claim(ClaimRequest(ticket, 6, recipients=50, keep=True))
+            assert (len(second.items), second.left) == (1, 3), "one message is given all the same"
+
+    asyncio.run(scenario())

@@ -430,7 +430,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.do(self._raw_claim(worker, ticket))
 
     async def _raw_claim(self, worker: Worker, ticket: Ticket) -> None:
-        words = [worker.epoch, 999_999, 60_000, 1, "b", ticket.flow, ticket.destination, 1, 1, "0"]
+        words = [worker.epoch, 999_999, 60_000, 1 << 30, 1, "b", ticket.flow, ticket.destination, 1, 1, "0"]
         await worker.shard.run("claim", words)
 
     # ── operators and maintenance ──────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,9 @@
 -- claim: turns tickets into items, leased to the worker; a ticket is kept while more is due and the worker asks so,
 -- else it is given back (claiming 0 gives a ticket back). A ticket of a flow or provider stopped meanwhile brings
 -- nothing and is given back.
--- KEYS: prefix, events. ARGV: epoch, number, lease ms of a kept ticket, r, r × (class letter, flow, destination,
--- transactions wanted, most recipients per transaction, keep 0|1).
+-- KEYS: prefix, events. ARGV: epoch, number, lease ms of a kept ticket, bytes of content the worker has room for (one
+-- message is given all the same), r, r × (class letter, flow, destination, transactions wanted, most recipients per
+-- transaction, keep 0|1).
 -- Returns: {answers, contents}; answers = per request {items left due, item, state or "", item, state or "", …};
 -- contents = {id, stored message, …} once per message with a single recipient (the others are fetched and cached by
 -- the worker).
@@ -13,6 +14,7 @@ local held = P .. 'w:' .. epoch
 local expiry = call('ZSCORE', P .. 'w', epoch)
 if not expiry or tonumber(expiry) < now then return redis.error_reply('LOST the lease of this worker has ended') end
 
+local room, brought = tonumber(ARGV[4]), 0
 local answers, contents = {}, {}
 local claimed = {} -- items in order, with their answers: {item, answer, place of its state}
 
@@ -69,6 +71,15 @@ local function claim(class, flow, destination, wanted, most, keep)
     for _, item in ipairs(found) do
       local id = id_of(item)
       if id ~= last or in_message >= most then
+        if id ~= last then
+          local size = call('GETRANGE', P .. 'm:' .. id, 10, 13)
+          size = #size == 4 and struct.unpack('>I4', size) or 0
+          if brought > 0 and brought + size > room then
+            messages = wanted + 1
+            break
+          end
+          brought = brought + size
+        end
         messages = messages + 1
         last, in_message = id, 0
         if messages > wanted then break end
@@ -101,7 +112,7 @@ local function claim(class, flow, destination, wanted, most, keep)
   return answer
 end
 
-local total = tonumber(ARGV[4])
+local total = tonumber(ARGV[5])
 if call('HGET', held, '#') == number then
   local mine = {}
   local all = call('HGETALL', held)
@@ -113,7 +124,7 @@ if call('HGET', held, '#') == number then
     end
   end
   for request = 0, total - 1 do
-    local base = 5 + request * 6
+    local base = 6 + request * 6
     local key = ARGV[base + 1] .. '\n' .. ARGV[base + 2]
     local answer = { call('ZCOUNT', queue_key(ARGV[base + 1], ARGV[base + 2]), '-inf', now) }
     for _, item in ipairs(mine[key] or {}) do add(answer, item) end
@@ -125,7 +136,7 @@ if call('HGET', held, '#') == number then
 end
 
 for request = 0, total - 1 do
-  local base = 5 + request * 6
+  local base = 6 + request * 6
   answers[#answers + 1] = claim(ARGV[base], ARGV[base + 1], ARGV[base + 2], tonumber(ARGV[base + 3]),
     tonumber(ARGV[base + 4]), ARGV[base + 5] == '1')
 end
