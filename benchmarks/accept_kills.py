@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.books import Books, await_that, read, submitting
+from benchmarks.books import Books, Load, await_that, read
 from benchmarks.harness import Relay, scratch
 from benchmarks.outcome import Outcome, arguments, show
 from benchmarks.submit import Client
@@ -100,15 +100,13 @@ def play(world: Relay, victim: str, messages: int, seed: int) -> Round:
     rng = random.Random(seed)
     client = Client(world.submission, world.directory / f"ledger-{seed}.jsonl", ACCOUNTS, DOMAINS, seed=seed)
     found, started = Round(victim), time.time()
-    load = submitting(client, messages)
-    await_that(lambda: len(client.accepted) >= messages * rng.uniform(0.1, 0.9) or not load.is_alive(), 120)
+    load = Load(client, messages)
+    await_that(lambda: len(client.accepted) >= messages * rng.uniform(0.1, 0.9) or load.done, 120)
     time.sleep(rng.uniform(0, 0.1))
     found.sessions = tell(world.control, cmd="report")["open"]
     window = kill(world, victim, rng.choice([0.0, rng.uniform(0, 1), LEASE_SECONDS + 1.5]))
     found.down = time.time() - window.died
-    load.join(300)
-    if load.is_alive():
-        raise RuntimeError(f"{len(client.accepted)} of {messages} messages were accepted in five minutes")
+    load.wait()
     found.drain = await_that(lambda: world.queued() == 0, DRAIN_SECONDS)
     compare(found, client, read(world, client, started), window)
     return found

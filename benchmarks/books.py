@@ -123,11 +123,25 @@ def events(relay: Relay, since: float = 0.0) -> list[Event]:
     return [event for _, event in asyncio.run(_look(relay.url, since))[0]]
 
 
-def submitting(client: Client, messages: int) -> threading.Thread:
-    """The client at work in a thread of its own."""
-    load = threading.Thread(target=lambda: uvloop.run(client.run(messages)), daemon=True)
-    load.start()
-    return load
+class Load:
+    """The client at work in a thread of its own, from now on."""
+
+    def __init__(self, client: Client, messages: int) -> None:
+        self._client = client
+        self._wanted = len(client.accepted) + messages
+        self._thread = threading.Thread(target=lambda: uvloop.run(client.run(messages)), daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self, seconds: float = 300.0) -> None:
+        """Until all is accepted; RuntimeError when it is not in time."""
+        self._thread.join(seconds)
+        if not self.done:
+            accepted, trouble = len(self._client.accepted), self._client.last_trouble
+            raise RuntimeError(f"{accepted} of {self._wanted} accepted in {seconds:.0f} s; last trouble: {trouble}")
 
 
 def await_that(condition: Callable[[], bool], seconds: float) -> float:

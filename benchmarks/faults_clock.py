@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from benchmarks.books import Books, await_that, read, submitting
+from benchmarks.books import Books, Load, await_that, read
 from benchmarks.harness import TOOLS, Process, Relay
 from benchmarks.outcome import Outcome
 from benchmarks.submit import Client
@@ -87,19 +87,19 @@ def step(outcome: Outcome, directory: Path, name: str, seconds: int, messages: i
         waiting = Client(
             relay.submission, directory / "waiting.jsonl", _own("carga", "corta"), ["espera.test"], seed=71
         )
-        submitting(waiting, 20).join()
+        Load(waiting, 20).wait()
         unreachable = Client(relay.submission, directory / "dead.jsonl", _own("carga"), ["dead.test"], seed=72)
-        submitting(unreachable, 3).join()
+        Load(unreachable, 3).wait()
         await_that(lambda: relay.command("HLEN", "{q0}:sus") == b":1\r\n", 10)
         client = Client(relay.submission, directory / "client.jsonl", _own("carga", "nunca"), DOMAINS, seed=73)
-        load = submitting(client, messages // 2)
-        load.join(120)
+        load = Load(client, messages // 2)
+        load.wait()
         await_that(lambda: tell(relay.control, cmd="report")["messages"] >= messages // 10, 60)
         events_before = int(relay.command("XLEN", "events:{q0}")[1:])
         stepped, in_queue, before = time.time(), relay.queued(), len(client.accepted)
         tell(relay.control, cmd="behaviour", domain="espera.test", set="accept")
         clock.set(seconds)
-        submitting(client, messages // 2).join(120)
+        Load(client, messages // 2).wait()
         later = len(unreachable.accepted)  # mail that has a time of its own; a step forward brings espera.test's
         rest = later + (len(waiting.accepted) if seconds < 0 else 0)
         stalled = _still(relay, rest)

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.books import await_that, events, read, submitting
+from benchmarks.books import Load, await_that, events, read
 from benchmarks.harness import Relay
 from benchmarks.outcome import Outcome
 from benchmarks.submit import Client
@@ -25,12 +25,12 @@ def dns(outcome: Outcome, directory: Path, seconds: float, messages: int = 400) 
     with Relay(directory, settings={"delivery": SETTINGS}) as world:
         began = time.time()
         client = Client(world.submission, directory / "client.jsonl", OURS, KNOWN, seed=51)
-        submitting(client, 40).join()
+        Load(client, 40).wait()
         await_that(lambda: world.queued() == 0, 60)
         tell(world.control, cmd="dns", mode="servfail")
         failed = time.time()
         client.domains = [*KNOWN, *FRESH]
-        submitting(client, messages).join()
+        Load(client, messages).wait()
         await_that(lambda: time.time() > failed + seconds / 2, seconds)
         tell(world.control, cmd="dns", mode="silent")
         await_that(lambda: time.time() > failed + seconds, seconds)
@@ -71,11 +71,11 @@ def down(outcome: Outcome, directory: Path, seconds: float, messages: int = 600)
         tell(world.control, cmd="behaviour", domain="gob.test", set="down")
         client = Client(world.submission, directory / "client.jsonl", OURS, ["gob.test"], seed=61)
         others = Client(world.submission, directory / "others.jsonl", OURS, ["gmail.test", "a.many.test"], seed=62)
-        submitting(client, messages // 2).join()
+        Load(client, messages // 2).wait()
         for part in range(6):  # mail keeps coming for the one and the others
-            loads = [submitting(client, messages // 12), submitting(others, messages // 6)]
+            loads = [Load(client, messages // 12), Load(others, messages // 6)]
             for load in loads:
-                load.join()
+                load.wait()
             await_that(lambda until=began + seconds * (part + 1) / 6: time.time() > until, seconds)  # type: ignore[misc]
         said = events(world, began)
         tell(world.control, cmd="behaviour", domain="gob.test", set="normal")

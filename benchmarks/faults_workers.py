@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from benchmarks.books import await_that, events, read, submitting
+from benchmarks.books import Load, await_that, events, read
 from benchmarks.harness import Relay
 from benchmarks.outcome import Outcome
 from benchmarks.submit import Client
@@ -39,7 +39,7 @@ def stopped(outcome: Outcome, directory: Path, messages: int = 600) -> None:
     with Relay(directory, roles=roles, settings=settings, accounts=ACCOUNTS, scenario=WORLD) as relay:
         client = Client(relay.submission, directory / "client.jsonl", SUBMITTERS, DOMAINS, seed=41)
         began = time.time()
-        load = submitting(client, messages)
+        load = Load(client, messages)
         await_that(lambda: tell(relay.control, cmd="report")["messages"] >= messages // 10, 60)
         victim = relay.processes["delivery:1"]
         victim.signal(signal.SIGSTOP)
@@ -47,7 +47,7 @@ def stopped(outcome: Outcome, directory: Path, messages: int = 600) -> None:
         time.sleep(LEASE_SECONDS + 4)
         continued_at = time.time()
         victim.signal(signal.SIGCONT)
-        load.join(120)
+        load.wait()
         drain = await_that(lambda: relay.queued() == 0, 120)
         books = read(relay, client, began)
         returned = relay.metrics("maintenance").get("tambo_items_reaped_total", 0.0)
@@ -93,7 +93,7 @@ def poison(outcome: Outcome, directory: Path, messages: int = 300, after: float 
         began = time.time()
         bad = Client(relay.submission, directory / "bad.jsonl", {"carga": "127.0.0.1"}, ["gob.test"], sessions=1)
         bad.local_part = "trampa+"
-        submitting(bad, 1).join()
+        Load(bad, 1).wait()
         good = Client(relay.submission, directory / "good.jsonl", SUBMITTERS, ["gob.test", *DOMAINS[3:]], seed=43)
         (accepted,) = bad.accepted.values()
         item = keys.item(accepted.queue_id, 0)
@@ -104,13 +104,13 @@ def poison(outcome: Outcome, directory: Path, messages: int = 300, after: float 
             return bool(holders(relay, item) - dead)
 
         for _ in range(5):
-            load = submitting(good, messages // 5)
+            load = Load(good, messages // 5)
             rounds.append(await_that(claimed, 60))
             dead |= holders(relay, item)
             time.sleep(after)
             relay.processes["delivery"].kill()
             relay.start("delivery")
-            load.join(60)
+            load.wait()
         held = await_that(lambda: relay.command("HEXISTS", "{q0}:hold", item) == b":1\r\n", 30)
         drain = await_that(lambda: relay.queued() <= holding(relay), 30)
         said = [event for event in events(relay, began) if event.kind == "held"]

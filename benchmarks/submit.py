@@ -55,6 +55,7 @@ class Client:
     refused: dict[str, str] = field(default_factory=dict)  # Message-ID → reply to the final dot
     unanswered: set[str] = field(default_factory=set)
     troubles: int = 0  # connections that failed or were of no more use
+    last_trouble: str = ""
     _number: int = 0
 
     async def run(self, messages: int) -> None:
@@ -84,8 +85,9 @@ class Client:
                         accepted = await self._message(reader, writer, label, rng)
                     self.accepted[accepted.message_id] = accepted
                     write(orjson.dumps(asdict(accepted), option=orjson.OPT_APPEND_NEWLINE))
-            except (OSError, EOFError, Refused):
+            except (OSError, EOFError, Refused) as trouble:
                 self.troubles += 1
+                self.last_trouble = f"{type(trouble).__name__}: {trouble}"
                 await asyncio.sleep(PAUSE_SECONDS * rng.uniform(0.5, 1.5))
             finally:
                 if writer is not None:
