@@ -12,11 +12,10 @@ stay untouched until the time comes. The engine holds no mail: what it knows is 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -24,12 +23,14 @@ import structlog
 from config.providers import Providers
 from config.settings import DeliverySettings
 from delivery.attempt import Judge
+from delivery.away import Absences, Away
 from delivery.doors import Doors
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, unroutable
 from delivery.pool import Source, pools_of
 from delivery.router import Route, Router
 from delivery.site import Held, Site
+from delivery.stops import SourceStops
 from ipreputation.store import Lease, LimitsDown, LimitStore
 from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
@@ -40,19 +41,8 @@ from mailqueue.message import CLASSES, QueueItem
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 TICKETS = {"bulk": 1000, "transactional": 1300, "emergency": 1600}  # held at most; the better class finds room left
-AWAY_SECONDS = (60.0, 120.0, 240.0, 480.0, 600.0)  # a destination nobody answers for is tried again after
-MOST_AWAY = 50_000  # sites and domains remembered as unreachable
 
 log = structlog.get_logger("delivery")
-
-
-@dataclass(frozen=True, slots=True)
-class Away:
-    """A site or domain that could not be reached: how often in a row, until when it is left alone, and why."""
-
-    times: int
-    until_ms: int
-    outcome: Outcome
 
 
 class Engine:
@@ -68,21 +58,20 @@ class Engine:
         judge: Judge,
         doors: Doors,
         metrics: DeliveryMetrics,
+        absences: Absences,
     ) -> None:
         self.store, self.judge, self.doors, self.metrics = store, judge, doors, metrics
         self.stopping = False
-        self._source_stops: dict[int, dict[str, int]] = {}  # shard → source → until, ms (0 = until resumed)
         self._workers = workers
         self._router = router
         self._sites: dict[tuple[str, str], Site] = {}
-        self._away: OrderedDict[tuple[str, str], Away] = OrderedDict()
+        self._stops = SourceStops()
         self._starved: set[Site] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
-        self._stops: dict[int, int] = {}
         self._routing = self._in_flight = self._bytes = self._sessions = 0
         self._weights: dict[bytes, int] = {}  # item → its share of the bytes in flight
-        self._rng = random.Random()
+        self._absences = absences
         self._releases: Batch[Lease, None] = Batch(self._release_all, most=200)
         self.configure(settings, providers)
 
@@ -116,6 +105,9 @@ class Engine:
         """No more tickets; transactions under way may end."""
         self.stopping = True
         self._room.set()
+        self._wake_sites()
+
+    def _wake_sites(self) -> None:
         for site in self._sites.values():
             site.wake()
 
@@ -139,8 +131,9 @@ class Engine:
                 await self._room.wait()
                 continue
             try:
-                tickets, wait, stops = await worker.due(wanted, self._crowded(), self._silent())
-                await self._note_stops(worker, stops)
+                tickets, wait, stops = await worker.due(wanted, self._crowded(), self._stops.silent(self._pools))
+                if await self._stops.note(worker, stops):
+                    self._wake_sites()
             except (QueueDown, ServerAnswer) as down:
                 log.warning("queue away", shard=worker.shard.number, why=str(down))
                 await asyncio.sleep(0.5)
@@ -176,32 +169,10 @@ class Engine:
             if site.crowded(class_)
         ]
 
-    def _silent(self) -> list[str]:
-        """Pools all of whose sources are stopped: their flows wait in the queue."""
-        stopped = self.stopped_sources
-        return [
-            name
-            for name, sources in self._pools.items()
-            if stopped and all(source.address in stopped for source in sources if source.weight)
-        ]
-
-    async def _note_stops(self, worker: Worker, version: int) -> None:
-        number = worker.shard.number
-        if self._stops.get(number) != version:
-            stops = await worker.stops()
-            sources = {key.removeprefix("source:"): until for key, until in stops.items() if key.startswith("source:")}
-            self._stops[number] = version
-            if self._source_stops.get(number, {}) != sources:
-                self._source_stops[number] = sources
-                for site in self._sites.values():
-                    site.wake()
-
     @property
     def stopped_sources(self) -> Collection[str]:
         """Sources that may not send now."""
-        now = time.time() * 1000
-        stops = [stop for shard in self._source_stops.values() for stop in shard.items()]
-        return {source for source, until in stops if until == 0 or until > now} if stops else ()
+        return self._stops.now()
 
     # ── route ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -211,7 +182,7 @@ class Engine:
             if route.failure is not None:
                 await self._no_route(worker, ticket, route)
                 return
-            self._away.pop(("", ticket.destination), None)
+            self._absences.reached(("", ticket.destination))
             if route.group != ticket.group:
                 await worker.assign(ticket.destination, route.group)
                 ticket = replace(ticket, group=route.group)
@@ -224,8 +195,8 @@ class Engine:
 
     async def _offer(self, worker: Worker, ticket: Ticket, route: Route) -> None:
         key = (ticket.pool, route.site)
-        away = self._away.get(key)
-        if away is not None and away.until_ms > time.time() * 1000:
+        away = self._absences.now(key, now_ms())
+        if away is not None:
             await self._suspend(worker, ticket, away, route.group)
             return
         site = self._sites.get(key)
@@ -263,40 +234,33 @@ class Engine:
         assert failure is not None
         outcome = unroutable(failure.status, failure.text, permanent=failure.permanent)
         if not failure.permanent:
-            await self._suspend(worker, ticket, self._note_away(("", ticket.destination), outcome), ticket.group)
+            await self._suspend(
+                worker, ticket, self._absences.note(("", ticket.destination), outcome, now_ms()), ticket.group
+            )
             return
         left = 1
         while left and not self.stopping:
             claimed = await worker.claim(ClaimRequest(ticket, 100, 100, keep=True))
             self.claimed(claimed.items)
             for item in claimed.items:
-                self.settle(worker, self.judge.settlement(item, outcome, ticket.group, int(time.time() * 1000)))
+                self.settle(worker, self.judge.settlement(item, outcome, ticket.group, now_ms()))
             left = claimed.left
-
-    def _note_away(self, key: tuple[str, str], outcome: Outcome) -> Away:
-        before = self._away.pop(key, None)
-        times = before.times + 1 if before else 1
-        wait = AWAY_SECONDS[min(times, len(AWAY_SECONDS)) - 1] * self._rng.uniform(0.9, 1.1)
-        away = self._away[key] = Away(times, int((time.time() + wait) * 1000), outcome)
-        if len(self._away) > MOST_AWAY:
-            self._away.popitem(last=False)
-        return away
 
     async def unreachable(self, site: Site, held: Sequence[Held], outcome: Outcome) -> None:
         """No host of the site lets us in."""
-        away = self._note_away((site.pool, site.name), outcome)
-        until = round(away.until_ms / 1000 - time.time())
+        away = self._absences.note((site.pool, site.name), outcome, now_ms())
+        until = round((away.until_ms - now_ms()) / 1000)
         log.warning("site unreachable", site=site.name, times=away.times, seconds=until, why=outcome.diagnostic)
         for one in held:
             await self._suspend(one.worker, one.ticket, away, site.rule.name)
         self.room()
 
     def reached(self, site: Site) -> None:
-        self._away.pop((site.pool, site.name), None)
+        self._absences.reached((site.pool, site.name))
 
     async def _suspend(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
         """The destination waits; one item says why."""
-        now = int(time.time() * 1000)
+        now = now_ms()
         why = away.outcome.diagnostic
         event = Event(
             "suspended", now, destination=ticket.destination, provider=provider, reason=why, next_at=away.until_ms
@@ -333,8 +297,7 @@ class Engine:
         full = self.free_sessions() <= 0
         self._sessions -= 1
         if full:
-            for site in self._sites.values():
-                site.wake()
+            self._wake_sites()
 
     async def release(self, lease: Lease) -> None:
         """The slot is free; many that end together cost one round trip."""
@@ -410,3 +373,7 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task broken", error=repr(error), exc_info=error)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -25,6 +26,7 @@ from config.reload import Reloader
 from config.replies import Rules, load_rules
 from config.settings import Settings
 from delivery.attempt import Judge
+from delivery.away import Absences
 from delivery.doors import Doors
 from delivery.engine import Engine
 from delivery.metrics import DeliveryMetrics
@@ -110,6 +112,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
             judge_of(settings, rules),
             doors,
             DeliveryMetrics(registry),
+            Absences(random.Random()),
         )
 
         def take_over(_old: Loaded, new: Loaded) -> None:

@@ -17,6 +17,7 @@ from config.providers import SANDBOX, Providers
 from config.replies import load_rules
 from config.settings import Settings
 from delivery.attempt import Judge
+from delivery.away import Absences
 from delivery.doors import Doors
 from delivery.engine import Engine
 from delivery.metrics import DeliveryMetrics
@@ -102,7 +103,17 @@ async def make_engine(queue: Queue, settings: Settings, rules_text: str | None, 
     rules = load_rules()
     judge = Judge(rules, delivery.retry, int(delivery.dsn_window_seconds * 1000))
     doors = Doors(delivery.timeouts, delivery.port, rules)
-    return Engine(delivery, queue.workers(), router, known, store, judge, doors, DeliveryMetrics(CollectorRegistry()))
+    return Engine(
+        delivery,
+        queue.workers(),
+        router,
+        known,
+        store,
+        judge,
+        doors,
+        DeliveryMetrics(CollectorRegistry()),
+        Absences(random.Random(1), (0.5,)),
+    )
 
 
 @asynccontextmanager

@@ -14,19 +14,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from delivery import engine as engine_module
 from delivery.lines import Lines
 from ipreputation.store import LimitStore
 from mailqueue import inspect, scripts
 from mailqueue.queue import Queue
 from tests.delivery_kit import Rig, make_engine, rig
 from tests.queue_kit import eventually, is_empty, message, now_ms, places
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who could not be reached is tried again after half a second."""
-    monkeypatch.setattr(engine_module, "AWAY_SECONDS", (0.5,))
 
 
 @pytest.fixture
@@ -553,7 +546,6 @@ def test_a_peer_that_hangs_up_before_mail_is_a_refusal(play: Any) -> None:
         assert sum(it.sandbox.ledger.connections.values()) < 40
         await it.sandbox.set_behaviour("gob.test", "normal")
         await it.queue.resume("destination:gob.test")
-        it.engine._away.clear()
         await it.until({"delivered": 20})
 
     play(scenario)

@@ -46,7 +46,7 @@ def test_a_reload_while_slots_are_asked_for_loses_none() -> None:
         start=start,
         changed=nothing,
         failed=nothing,
-        reached=nothing,
+        halted=nothing,
     )
     asyncio.run(lines.open_more(5, Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))))
     assert started == ["_establish"]
