@@ -11,12 +11,14 @@ from contextlib import suppress
 from typing import Self
 
 import redis.asyncio as aioredis
+import structlog
 
 from config.settings import QueueSettings
 from mailqueue import content, keys, memory, scripts, server
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
+from mailqueue.logline import say
 from mailqueue.message import Message, new_id
 from mailqueue.pulse import Pulse
 from mailqueue.scripts import Shard
@@ -24,6 +26,7 @@ from mailqueue.worker import Worker
 from mailqueue.writer import Put, Verdict, Writer, prepare
 
 MOST_EVENTS_WAITING = 20_000
+log = structlog.get_logger("queue")
 
 
 class Queue:
@@ -187,6 +190,8 @@ class Queue:
         for shard in self.shards:
             said = event.to_json() if shard is self.shards[0] else b""
             await shard.run("stop", ["suspend", key, until, reason, said])
+            if said:
+                say(log, event)
 
     async def resume(self, key: str, reason: str = "") -> bool:
         """False when ``key`` was not suspended."""
@@ -195,6 +200,8 @@ class Queue:
         for shard in self.shards:
             said = event.to_json() if shard is self.shards[0] else b""
             changed += int(await shard.run("stop", ["resume", key, 0, reason, said]))
+            if said:
+                say(log, event)
         return changed > 0
 
     async def close(self, patience: float = 5.0) -> None:

@@ -7,13 +7,15 @@ at once or one dies half-way. What a DSN says is not this room's business: it is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import structlog
 
 from mailqueue import content, keys
+from mailqueue.errors import QueueDown
 from mailqueue.events import Event
+from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
 from mailqueue.reading import Reader
 from mailqueue.scripts import Argument, Shard
@@ -39,12 +41,18 @@ class Notice:
 
 
 class Reaper:
-    """Maintenance of one shard."""
+    """Maintenance of one shard. ``told`` hears each event that went into the stream, once it is there."""
 
-    def __init__(self, shard: Shard, record: Record) -> None:
+    def __init__(self, shard: Shard, record: Record, told: Callable[[Event], None] | None = None) -> None:
         self._shard = shard
         self._record = record
+        self._told = told
         self._reader = Reader(shard)
+
+    def _tell(self, event: Event) -> None:
+        say(log, event)
+        if self._told is not None:
+            self._told(event)
 
     # ── dead workers ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -61,7 +69,10 @@ class Reaper:
             words: list[Argument] = [epoch, 0, len(settlements)]
             for settlement in settlements:
                 words += settle_arguments(settlement)
-            await self._shard.run("settle", words)
+            letters = (await self._shard.run("settle", words)).decode()
+            for settlement, letter in zip(settlements, letters, strict=True):
+                if settlement.event is not None and letter in "drh":  # not p, back in the queue, nor -, another's
+                    self._tell(settlement.event)
             total += len(rows)
             log.warning("worker reaped", worker=name, epoch=epoch, items=len(rows), shard=self._shard.number)
 
@@ -107,7 +118,12 @@ class Reaper:
         while True:
             rows = await self._shard.run("look_at", [100, LOOK_AGAIN_MS])
             for at in range(0, len(rows), 2):
-                await self._look_at(rows[at].decode(), rows[at + 1])
+                try:
+                    await self._look_at(rows[at].decode(), rows[at + 1])
+                except QueueDown:
+                    raise
+                except Exception:  # one message must not keep the others: it is looked at again in a minute
+                    log.exception("message not looked at", id=rows[at].decode())
             total += len(rows) // 2
             if len(rows) < 200:
                 return total
@@ -141,14 +157,20 @@ class Reaper:
         indexes = [i for i in range(len(envelope.recipients)) if only is None or i in only]
         states = await self._states(envelope.id, indexes) if action or kind else {}
         words: list[Argument] = [verb, look_at or "", envelope.id]
+        told: list[Event | None] = []
         words += [keys.flow_name(envelope), len(indexes)]
         for index in indexes:
             state = states.get(index, State())
             item = QueueItem(Message(envelope, b""), index, "", domain_of(envelope.recipients[index]), state)
-            event = event_of(item, kind, now, reason=reason).to_json() if kind else b""
+            event = event_of(item, kind, now, reason=reason) if kind else None
+            told.append(event)
             record = self._record(envelope, index, state, action, now) if action else b""
-            words += [item.key, item.destination, event, record]
-        return int(await self._shard.run("withdraw", words))
+            words += [item.key, item.destination, event.to_json() if event else b"", record]
+        applied = [int(entry) for entry in await self._shard.run("withdraw", words)]
+        for entry in applied:
+            if (event := told[entry]) is not None:
+                self._tell(event)
+        return len(applied)
 
     async def _states(self, message_id: str, indexes: list[int]) -> dict[int, State]:
         if not indexes:
@@ -184,19 +206,31 @@ class Reaper:
     # ── tidying ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def tidy(self, events_keep: int) -> None:
-        """Old answers of writers and workers (a day), stale virtual times, the event stream's tail."""
+        """Old answers of writers and workers (a day), suspensions whose time is over, the event stream's tail."""
         await self._shard.command("XTRIM", self._shard.events, "MAXLEN", "~", events_keep)
-        horizon = time.time() * 1000 - 86_400_000
+        now = time.time() * 1000
         for name in ("put", "settled"):
-            cursor: object = b"0"
-            while True:
-                cursor, page = await self._shard.command("HSCAN", self._shard.prefix + name, cursor, "COUNT", 500)  # type: ignore[arg-type]
-                rows = zip(page[::2], page[1::2], strict=True)
-                old = [field for field, value in rows if float(value.split(b" ", 2)[1]) < horizon]
+            async for rows in self._pages(name):
+                old = [field for field, value in rows if float(value.split(b" ", 2)[1]) < now - 86_400_000]
                 if old:
                     await self._shard.command("HDEL", self._shard.prefix + name, *old)
-                if int(cursor) == 0:  # type: ignore[call-overload]
-                    break
+        for name in ("sus", "stop"):
+            async for rows in self._pages(name):
+                over: list[Argument] = []
+                for field, value in rows:
+                    if 0 < float(value.split(b" ", 1)[0]) < now:
+                        over += [name, field, value]
+                if over:  # the script looks again: it may have been suspended anew
+                    await self._shard.run("stop", ["forget", *over])
+
+    async def _pages(self, name: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+        """A hash's (field, value) pairs, page by page."""
+        cursor: bytes = b"0"
+        while True:
+            cursor, page = await self._shard.command("HSCAN", self._shard.prefix + name, cursor, "COUNT", 500)
+            yield list(zip(page[::2], page[1::2], strict=True))
+            if int(cursor) == 0:
+                return
 
 
 def event_of(item: QueueItem, kind: str, now: int, *, reason: str = "", phase: str = "") -> Event:

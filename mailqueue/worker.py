@@ -16,6 +16,7 @@ from mailqueue import keys
 from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 from mailqueue.events import Event
+from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, QueueItem, State
 from mailqueue.reading import Reader
 from mailqueue.scripts import FOREIGN, Argument, Shard
@@ -339,7 +340,12 @@ class Worker:
             destination=ticket.destination,
             reason="stored message is damaged",
         )
-        self.settle(Settlement(item, "hold", event))
+
+        def told(done: asyncio.Future[str]) -> None:
+            if not done.cancelled() and done.exception() is None and done.result() == "h":
+                say(log, event)
+
+        self.settle(Settlement(item, "hold", event)).add_done_callback(told)
 
     async def _settle(self, number: int, settlements: list[Settlement]) -> list[str | Exception]:
         epochs = dict.fromkeys(settlement.item.epoch for settlement in settlements)

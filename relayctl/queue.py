@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import orjson
+import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -46,7 +48,9 @@ Reason = Annotated[str, typer.Option(help="Why; it stands in the events.")]
 
 
 def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
-    """Opens the configured queue, works, closes; what the queue can't do goes to standard error, exit 1."""
+    """Opens the configured queue, works, closes; what the queue can't do goes to standard error, exit 1. Log lines
+    go there, too: standard output is the command's answer."""
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
     async def session() -> None:
         queue = await Queue.open(loaded.settings.queue, role="relayctl", patience=PATIENCE_SECONDS)

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from mailqueue import inspect
+from mailqueue import inspect, keys
 from mailqueue.content import Encoder
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
@@ -106,6 +107,7 @@ def test_delay_notice_then_expiry(shared_redis: Any) -> None:
             (notice,) = await keeper.notices()
             assert notice.records == (b"failed:a@x.test", b"failed:b@y.test")
             assert await keeper.notified(notice, [])
+            assert await keeper.look() == 0
             expired = [event for event in await events(queue) if event.kind == "expired"]
             assert [event.recipient for event in expired] == ["a@x.test", "b@y.test"]
             assert all(event.status == "4.4.7" for event in expired)
@@ -166,5 +168,92 @@ def test_tidy_trims_events_and_old_answers(shared_redis: Any) -> None:
             names = await queue.shards[0].command("HKEYS", "{q0}:put")
             assert b"old" not in names
             assert len(names) == 1
+
+    asyncio.run(scenario())
+
+
+def test_one_log_line_per_event(shared_redis: Any) -> None:
+    """Held, released, expired, suspended, resumed: each said where it applied, by the one of two who did it."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url, shards=2) as queue:
+            told: list[str] = []
+            sent = message("a@x.test", "b@x.test", expires_at=now_ms() + 150)
+            await queue.put(sent)
+            shard = keys.shard_of(sent.envelope.id, 2)
+            keepers = [Reaper(queue.shards[shard], record, lambda event: told.append(event.kind)) for _ in range(2)]
+            await keepers[0].withdraw(sent.envelope, "hold", "held", "auditoría", only={1})
+            await keepers[0].withdraw(sent.envelope, "hold", "held", "otra vez")
+            await keepers[0].withdraw(sent.envelope, "release", "released", "visto", only={0})
+            await queue.suspend("account:rrhh", 60, "llamaron")
+            await queue.resume("account:rrhh", "listo")
+            await asyncio.sleep(0.2)
+            await asyncio.gather(*(keeper.look() for keeper in keepers))
+            for keeper in keepers:
+                await keeper.withdraw(sent.envelope, "close", "expired", "otra vez")
+            assert told == ["held", "held", "released", "expired", "expired"]
+            kinds = sorted(event.kind for event in await events(queue) if event.kind != "received")
+            assert kinds == sorted([*told, "suspended", "resumed"])
+
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    said = sorted(line["event"] for line in lines)
+    assert said == ["expired", "expired", "held", "held", "released", "resumed", "suspended"]
+    (suspended,) = (line for line in lines if line["event"] == "suspended")
+    assert (suspended["destination"], suspended["reason"]) == ("account:rrhh", "llamaron")
+
+
+def test_what_the_reaper_settles_is_logged_once(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            worker = queue.workers()[0]
+            await worker.start(lambda epoch: None)
+            await queue.put(message("a@x.test", unknown="never"))
+            await queue.put(message("b@x.test"))
+            for item in await claim_all(worker):
+                if item.recipient == "a@x.test":
+                    assert await worker.mark(item)
+            await die(queue, worker)
+            await asyncio.gather(*(reaper(queue).reap() for _ in range(3)))
+
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    assert [line["recipient"] for line in lines if line["event"] == "unknown"] == ["a@x.test"]
+    assert not [line for line in lines if line["event"] == "held"]
+
+
+def test_one_message_that_can_t_be_looked_at_does_not_keep_the_others(shared_redis: Any) -> None:
+    def picky(envelope: Any, index: int, state: Any, action: str, now: int) -> bytes:
+        if envelope.account == "bad":
+            raise RuntimeError("no such record")
+        return record(envelope, index, state, action, now)
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            await queue.put(message("a@x.test", account="bad", expires_at=now_ms() - 10))
+            await queue.put(message("b@x.test", expires_at=now_ms() - 1))
+            await Reaper(queue.shards[0], picky).look()
+            assert [event.recipient for event in await events(queue) if event.kind == "expired"] == ["b@x.test"]
+            assert (await inspect.summary(queue.shards)).open == 1, "kept, and looked at again"
+
+    asyncio.run(scenario())
+
+
+def test_tidy_forgets_suspensions_whose_time_is_over(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            await queue.suspend("destination:for-ever.test")
+            await queue.suspend("account:for-ever")
+            for name in ("destination:short.test", "provider:short"):
+                await queue.suspend(name, 0.05)
+            for number in range(1200):  # more than one page
+                await queue.shards[0].command("HSET", "{q0}:sus", f"old{number}.test", "1000 unreachable")
+            await queue.suspend("destination:long.test", 60)
+            await asyncio.sleep(0.06)
+            shard = queue.shards[0]
+            assert await shard.run("stop", ["forget", "sus", "old1.test", "999 suspended anew meanwhile"]) == 0
+            await reaper(queue).tidy(1000)
+            assert sorted(await shard.command("HKEYS", "{q0}:sus")) == [b"for-ever.test", b"long.test"]
+            assert await shard.command("HKEYS", "{q0}:stop") == [b"account:for-ever"]
 
     asyncio.run(scenario())

@@ -69,6 +69,7 @@ def test_hold_and_release(shared_redis: Any, relayctl: Relayctl) -> None:
     put(shared_redis.url, one, two)
     held = relayctl("queue", "hold", one.envelope.id, "--reason", "wrong  amount")
     assert (held.exit_code, held.stdout) == (0, f"{one.envelope.id}: held 2 of 2 recipients\n")
+    assert "wrong amount" in held.stderr and "b@y.test" in held.stderr, "the log line of each event"
     assert claimable(shared_redis.url) == ["c@x.test"]
     assert relayctl("queue", "hold", one.envelope.id, "--reason", "again").exit_code == 1
     released = relayctl("queue", "release", one.envelope.id, "--reason", "right after all")

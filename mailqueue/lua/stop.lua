@@ -3,9 +3,21 @@
 --   verb suspend | resume; key = flow:<id> | account:<name> | campaign:<account>/<name> | provider:<group> |
 --   source:<address> | destination:<domain>
 --   verb group, key = <domain>, until = the provider group it belongs to
--- Returns 1, or 0 when there was nothing to resume.
+--   verb forget, then n × (hash "sus" or "stop", field, value): taken out where it is still so and its time is over
+-- Returns 1, or 0 when there was nothing to resume; forget: how many it took out.
 -- Only destinations live outside `stop`: in `sus`, looked up when their turn comes.
 local verb, key, till, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if verb == 'forget' then
+  local gone = 0
+  for at = 2, #ARGV, 3 do
+    local value = call('HGET', P .. ARGV[at], ARGV[at + 1])
+    local over = tonumber(string.match(value or '', '^%d+'))
+    if value == ARGV[at + 2] and over and over > 0 and over <= now then
+      gone = gone + call('HDEL', P .. ARGV[at], ARGV[at + 1])
+    end
+  end
+  return gone
+end
 local domain = string.match(key, '^destination:(.*)$')
 
 local function each_flow(from, act)

@@ -2,7 +2,7 @@
 -- KEYS: prefix, events. ARGV: verb, next look ms or "", message id, flow name, n, n × (item, destination, event, record).
 --   verb close = out of queue or hold, event, DSN record · delay = event and record only, where the item is still
 --   open (in a worker's hands, too) · hold = out of the queue into hold · release = out of hold, due now
--- Returns the number of items it applied to. Next look: the message's place in the expiry index afterwards.
+-- Returns the entries it applied to, by their place from 0. Next look: the message's place in the expiry index afterwards.
 local verb, next_look_at, id, name = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local function in_flight(item)
   for _, index in ipairs({ 'w', 'dead' }) do
@@ -13,8 +13,8 @@ local function in_flight(item)
   return false
 end
 
-local flow, class, done = call('HGET', P .. 'flow', name), string.sub(name, 1, 1), 0
-if not flow then return 0 end
+local flow, class, done = call('HGET', P .. 'flow', name), string.sub(name, 1, 1), {}
+if not flow then return done end
 for entry = 0, tonumber(ARGV[5]) - 1 do
   local base = 6 + entry * 4
   local item, destination, event, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
@@ -37,11 +37,11 @@ for entry = 0, tonumber(ARGV[5]) - 1 do
     if applied then enqueue(class, flow, destination, { now, item }) end
   end
   if applied then
-    done = done + 1
+    done[#done + 1] = entry
     emit(event)
   end
 end
 if next_look_at ~= '' and call('ZSCORE', P .. 'x', id) then call('ZADD', P .. 'x', next_look_at, id) end
-if verb == 'close' then flow_closed(flow, done) end
+if verb == 'close' then flow_closed(flow, #done) end
 finish()
 return done
