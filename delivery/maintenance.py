@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -16,9 +18,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from config.load import Loaded
 from config.process import Service
 from config.reload import Reloader
+from config.settings import Settings
 from delivery.main import run
 from delivery.notify import notify, record_of
 from mailqueue.errors import QueueDown
+from mailqueue.events import Event
 from mailqueue.inspect import summary
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
@@ -35,8 +39,9 @@ class Maintenance:
     def __init__(self, queue: Queue, reloader: Reloader, registry: CollectorRegistry) -> None:
         self._queue = queue
         self._reloader = reloader
-        self._reapers = [Reaper(shard, record_of) for shard in queue.shards]
+        self._reapers = [Reaper(shard, record_of, self._told) for shard in queue.shards]
         self._reaped = Counter("tambo_items_reaped", "Items put back from dead workers", registry=registry)
+        self._expired = Counter("tambo_items_expired", "Recipients given up as their time was over", registry=registry)
         self._dsns = Counter("tambo_dsns_queued", "DSNs queued", registry=registry)
         self._queued = Gauge("scheduled_count_total", "Recipients not yet final", registry=registry)
         self._held = Gauge("tambo_held_count", "Items on hold", registry=registry)
@@ -47,8 +52,7 @@ class Maintenance:
         number = 0
         while not stop.is_set():
             try:
-                await self._round(number)
-                self.trouble = ""
+                self.trouble = await self._round(number)
             except QueueDown as down:
                 self.trouble = str(down)
                 log.warning("queue away", why=str(down))
@@ -59,21 +63,47 @@ class Maintenance:
             except TimeoutError:
                 continue
 
-    async def _round(self, number: int) -> None:
+    async def _round(self, number: int) -> str:
+        """What went wrong, "" when nothing did: a step that fails holds up neither the others nor the next round."""
+        trouble = ""
+        for name, step in self._steps(number):
+            try:
+                await step
+            except QueueDown:
+                raise
+            except Exception as error:
+                log.exception("step failed", step=name)
+                trouble = f"{name} failed: {type(error).__name__}"
+        return trouble
+
+    def _steps(self, number: int) -> Iterator[tuple[str, Coroutine[Any, Any, object]]]:
         # The queue is what it was when opened, whatever a reloaded file says of its shards.
         settings = self._reloader.settings.model_copy(update={"queue": self._queue.settings})
         for reaper in self._reapers:
-            self._reaped.inc(await reaper.reap())
+            yield "reap", self._reap(reaper)
             if number % EACH["look"] == 0:
-                await reaper.look()
-            self._dsns.inc(await notify(reaper, settings))
+                yield "look", reaper.look()
+            yield "notify", self._notify(reaper, settings)
             if number % EACH["tidy"] == 0:
-                await reaper.tidy(settings.queue.events_keep)
+                yield "tidy", reaper.tidy(settings.queue.events_keep)
         if number % EACH["count"] == 0:
-            facts = await summary(self._queue.shards)
-            self._queued.set(facts.open)
-            self._held.set(facts.held)
-            self._workers.set(len(facts.workers))
+            yield "count", self._count()
+
+    async def _reap(self, reaper: Reaper) -> None:
+        self._reaped.inc(await reaper.reap())
+
+    async def _notify(self, reaper: Reaper, settings: Settings) -> None:
+        self._dsns.inc(await notify(reaper, settings))
+
+    async def _count(self) -> None:
+        facts = await summary(self._queue.shards)
+        self._queued.set(facts.open)
+        self._held.set(facts.held)
+        self._workers.set(len(facts.workers))
+
+    def _told(self, event: Event) -> None:
+        if event.kind == "expired":
+            self._expired.inc()
 
 
 async def serve(path: Path, loaded: Loaded) -> None:

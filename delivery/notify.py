@@ -11,6 +11,7 @@ from delivery.dsn import compose, notification_envelope
 from delivery.report import DsnRecord
 from mailqueue import keys
 from mailqueue.content import Encoder
+from mailqueue.errors import QueueDown
 from mailqueue.message import Envelope, Message, State, new_id
 from mailqueue.reaper import Notice, Reaper
 from mailqueue.writer import Put, prepare
@@ -39,9 +40,14 @@ async def notify(reaper: Reaper, settings: Settings) -> int:
     queued = 0
     while notices := await reaper.notices():
         for notice in notices:
-            dsns = _compose(notice, settings)
-            if await reaper.notified(notice, dsns):
-                queued += len(dsns)
+            try:
+                dsns = _compose(notice, settings)
+                if await reaper.notified(notice, dsns):
+                    queued += len(dsns)
+            except QueueDown:
+                raise
+            except Exception:  # its lease ends in a minute and it comes again; the others must not wait for it
+                log.exception("DSN failed", id=notice.id)
     return queued
 
 

@@ -6,8 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from config.settings import Settings
+from delivery import dsn as notification
+from delivery.maintenance import Maintenance
 from delivery.notify import notify, record_of
 from delivery.report import DsnRecord
 from mailqueue import inspect
@@ -111,5 +115,68 @@ def test_two_maintenance_processes_tell_once(shared_redis: Any) -> None:
             counts = await asyncio.gather(*(notify(Reaper(queue.shards[0], record_of), settings()) for _ in range(3)))
             assert sum(counts) == 20
             assert len(await claim_all(worker)) == 20
+
+    asyncio.run(scenario())
+
+
+def test_a_dsn_that_fails_is_left_for_later_and_holds_up_nobody(
+    shared_redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = notification.compose
+
+    def broken(envelope: Any, *words: Any, **options: Any) -> bytes | None:
+        if envelope.account == "bad":
+            raise RuntimeError("no such part")
+        return real(envelope, *words, **options)
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            bad = message("a@x.test", account="bad")
+            for sent in (bad, message("a@x.test"), message("a@x.test")):
+                await queue.put(sent)
+            for item in await claim_all(worker):
+                await worker.settle(Settlement(item, "final", record=FAILED, record_due=0))
+            keeper = Reaper(queue.shards[0], record_of)
+            with monkeypatch.context() as patch, capture_logs() as lines:
+                patch.setattr("delivery.notify.compose", broken)
+                assert await notify(keeper, settings()) == 2
+            (line,) = (line for line in lines if line["event"] == "DSN failed")
+            assert line["id"] == bad.envelope.id and line["exc_info"]
+            (due,) = (await queue.shards[0].command("ZRANGE", "{q0}:bd", 0, -1, "WITHSCORES"))[1::2]
+            assert 50_000 < float(due) - now_ms() <= 60_000, "leased"
+            await queue.shards[0].command("ZADD", "{q0}:bd", 1, bad.envelope.id)
+            assert await notify(keeper, settings()) == 1, "the lease has ended"
+
+    asyncio.run(scenario())
+
+
+class _Settled:
+    """A configuration that is never reloaded."""
+
+    settings = settings()
+
+
+def test_a_step_of_maintenance_that_fails_holds_up_neither_the_others_nor_the_process(
+    shared_redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            registry = CollectorRegistry()
+            work = Maintenance(queue, _Settled(), registry)  # type: ignore[arg-type]
+            await queue.put(message("a@x.test"))
+            (item,) = await claim_all(worker)
+            await worker.settle(Settlement(item, "final", record=FAILED, record_due=0))
+            await queue.put(message("b@x.test", expires_at=1, reverse_path=""))
+
+            async def broken(_reaper: Reaper) -> int:
+                raise RuntimeError("bug")
+
+            with monkeypatch.context() as patch, capture_logs() as lines:
+                patch.setattr(Reaper, "reap", broken)
+                assert await work._round(0) == "reap failed: RuntimeError"
+            assert [line["step"] for line in lines if line["event"] == "step failed"] == ["reap"]
+            assert registry.get_sample_value("tambo_dsns_queued_total") == 1
+            assert registry.get_sample_value("tambo_items_expired_total") == 1
+            assert await work._round(1) == ""
 
     asyncio.run(scenario())
