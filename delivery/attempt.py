@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -43,9 +44,9 @@ class Parcel:
     async def _commit(self) -> bool:
         """What must not go out twice is marked on disk first; a mark that does not succeed stops the dot."""
         if self.items[0].message.envelope.unknown != "retry":
-            for marked in [self.worker.mark(item) for item in self.items]:
-                if not await marked:
-                    return False
+            marked = await asyncio.gather(*(self.worker.mark(item) for item in self.items))
+            if not all(marked):
+                return False
         return self.worker.holds(self.items[0])
 
 

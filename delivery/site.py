@@ -281,6 +281,7 @@ class Site:
             line.worked = True
             self._floor.reached(self)
         if result.aborted:
+            line.worked = True  # if the session ended, it was our doing: no refusal
             self._return(parcel)
             return None
         blamed = None
