@@ -74,6 +74,8 @@ def stopped(outcome: Outcome, directory: Path, messages: int = 600) -> None:
     )
     twice = f"{len(books.twice)} twice of {len(open_)} with the dot out at the stop"
     outcome.check("stopped: twice only where the dot was out before the stop", books.twice <= open_, twice)
+    blamed = [event.reason for _, event in books.events if event.kind == "suspended"]
+    outcome.check("stopped: no site blamed for it", not blamed, blamed[:2] or "none suspended")
     never = sum(books.promised[pair] == "nunca" for pair in books.twice)
     outcome.check("stopped: never twice: no duplicate", not never, never)
     outcome.check(
