@@ -14,7 +14,7 @@ import orjson
 
 from delivery.outcome import EXPIRY, Outcome, Result
 from delivery.retry import Decision, Done, Fail, Retry, Unknown
-from mailqueue.events import Event
+from mailqueue.events import Event, about
 from mailqueue.message import QueueItem, State
 
 _REMOTE_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
@@ -63,33 +63,23 @@ class Report:
 
 def report(item: QueueItem, outcome: Outcome, decision: Decision, *, now_ms: int, provider: str = "") -> Report:
     """``item.state`` is the state before the attempt; ``provider`` the destination's provider group."""
-    envelope = item.message.envelope
     kind, action = _kind_and_action(decision)
     retry = _retry_of(decision)
     status = decision.status if isinstance(decision, Fail) else outcome.status
-    event = Event(
-        kind=kind,
-        at=now_ms,
-        id=envelope.id,
-        account=envelope.account,
-        campaign=envelope.campaign,
-        class_=envelope.class_,
-        metadata=envelope.metadata,
-        reverse_path=envelope.reverse_path,
-        recipient=item.recipient,
-        index=item.index,
+    event = about(
+        item,
+        kind,
+        now_ms,
         action=action,
         status=status,
         diagnostic_code=diagnostic_code(outcome.diagnostic),
         remote_mta=outcome.remote_mta,
         source=outcome.source,
         provider=provider,
-        destination=item.destination,
         attempt=_attempt(item.state, outcome, retry),
         phase=outcome.phase.value,
         tls=outcome.tls,
         size=len(item.message.content),
-        received_at=envelope.received_at,
         next_at=retry.due_ms if retry else 0,
         reason=_reason(outcome, decision),
     )

@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from mailqueue.message import QueueItem
+
 VERSION = 1
 KINDS = (
     "received",
@@ -92,3 +94,23 @@ _NAMES = tuple(f.name for f in fields(Event))
 _NAME_SET = frozenset(_NAMES)
 _SPELLING = {"class_": "class"}
 _READING = {v: k for k, v in _SPELLING.items()}
+
+
+def about(item: QueueItem, kind: str, at: int, **said: Any) -> Event:
+    """An event about one recipient: who it is comes from the item, what became of it from ``said``."""
+    envelope = item.message.envelope
+    return Event(
+        kind=kind,
+        at=at,
+        id=envelope.id,
+        account=envelope.account,
+        campaign=envelope.campaign,
+        class_=envelope.class_,
+        metadata=envelope.metadata,
+        reverse_path=envelope.reverse_path,
+        recipient=item.recipient,
+        index=item.index,
+        destination=item.destination,
+        received_at=envelope.received_at,
+        **said,
+    )

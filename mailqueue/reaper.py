@@ -14,7 +14,7 @@ import structlog
 
 from mailqueue import content, keys
 from mailqueue.errors import QueueDown
-from mailqueue.events import Event
+from mailqueue.events import Event, about
 from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
 from mailqueue.reading import Reader
@@ -94,7 +94,7 @@ class Reaper:
     @staticmethod
     def _unknown(item: QueueItem, policy: str, now: int) -> Settlement:
         """The worker died between the final dot and its reply."""
-        event = event_of(item, "unknown", now, reason="the worker died after the final dot", phase="END_OF_DATA")
+        event = event_of(item, "unknown", now, reason="the worker died after the final dot", phase="end-of-data")
         if policy.startswith("once:") and item.state.unknowns == 0:
             due = now + int(policy[5:]) * 1000
             state = replace(item.state, attempts=item.state.attempts + 1, unknowns=1, at=now)
@@ -235,25 +235,15 @@ class Reaper:
 
 def event_of(item: QueueItem, kind: str, now: int, *, reason: str = "", phase: str = "") -> Event:
     """An event about a recipient that no session speaks of."""
-    envelope = item.message.envelope
-    return Event(
-        kind=kind,
-        at=now,
-        id=envelope.id,
-        account=envelope.account,
-        campaign=envelope.campaign,
-        class_=envelope.class_,
-        metadata=envelope.metadata,
-        reverse_path=envelope.reverse_path,
-        recipient=item.recipient,
-        index=item.index,
+    return about(
+        item,
+        kind,
+        now,
         action="failed" if kind == "expired" else "",
         status="4.4.7" if kind == "expired" else "",
         diagnostic_code=f"smtp; {item.state.reply}" if item.state.reply else "",
         source=item.state.source,
-        destination=item.destination,
         attempt=item.state.attempts,
         phase=phase,
-        received_at=envelope.received_at,
         reason=reason,
     )
