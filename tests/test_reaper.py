@@ -257,3 +257,16 @@ def test_tidy_forgets_suspensions_whose_time_is_over(shared_redis: Any) -> None:
             assert await shard.command("HKEYS", "{q0}:stop") == [b"account:for-ever"]
 
     asyncio.run(scenario())
+
+
+def test_a_server_whose_clock_is_ahead_is_not_asked_for_ever(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            await asyncio.gather(*(queue.put(message(f"u{n}@x.test")) for n in range(120)))
+            for member in await queue.shards[0].command("ZRANGE", "{q0}:x", 0, -1):
+                await queue.shards[0].command("ZADD", "{q0}:x", 1, member)  # due by the server's clock, not by ours
+            assert await asyncio.wait_for(reaper(queue).look(), 10) == 120
+            assert await reaper(queue).look() == 0
+            assert [event.kind for event in await events(queue) if event.kind != "received"] == []
+
+    asyncio.run(scenario())
