@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from config.replies import Rules
 from config.settings import RetrySettings
-from delivery.outcome import Outcome, Result, Via, judged
+from delivery.outcome import Outcome, Via, judged
 from delivery.report import Report, report
 from delivery.retry import Done, Fail, Retry, Unknown, decide
 from delivery.transaction import Transaction, TransactionResult
@@ -98,11 +98,3 @@ class Judge:
             return Settlement(item, "again", told.event, after.due_ms, after.state)
         assert isinstance(after, Done | Fail)
         return Settlement(item, "final", told.event, record=record, record_due=now + self.dsn_window_ms)
-
-
-def worst(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The outcome that says most about the session, if any does: one that blames our source, else none."""
-    return next((outcome for outcome in outcomes if outcome.another_source), None)
-
-
-__all__ = ["Judge", "Parcel", "Result", "parcels", "worst"]

@@ -23,7 +23,7 @@ from delivery.reply import Phase
 from delivery.router import Route
 from delivery.session import Session
 from delivery.tls import TlsMode
-from ipreputation.choose import levelled
+from ipreputation.choose import levelled, order
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import Lease, LimitStore
 
@@ -193,7 +193,9 @@ class Lines:
         for line in self._open:
             if line.source.address in count:
                 count[line.source.address] += 1
-        found.sort(key=lambda source: (count[source.address] / source.weight, self._level(source)))
+        served = order([(source.address, source.weight) for source in found], self._served)
+        turn = {address: place for place, address in enumerate(served)}
+        found.sort(key=lambda source: (count[source.address] / source.weight, turn[source.address]))
         return [(source.address, self._limits_of(source)) for source in found]
 
     def _limits_of(self, source: Source) -> Limits:

@@ -136,7 +136,7 @@ def test_old_and_plain_servers(play: Any) -> None:
     play(scenario)
 
 
-def test_a_thousand_domains_on_one_site_do_not_wait_for_each_other(play: Any) -> None:
+def test_many_domains_on_one_site_do_not_wait_for_each_other(play: Any) -> None:
     """More destinations than tickets may wait at one site: none waits for a lease to run out."""
 
     async def scenario(it: Rig) -> None:

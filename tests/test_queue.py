@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -554,11 +553,6 @@ def test_two_records_of_one_message(shared_redis: Any) -> None:
             assert await is_empty(queue.shards[0]) == []
 
     asyncio.run(scenario())
-
-
-def test_bad_state_is_not_invented() -> None:
-    item = message().envelope
-    assert replace(item, campaign="x").campaign == "x"
 
 
 def test_full_is_not_for_ever(make_redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
