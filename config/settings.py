@@ -8,9 +8,11 @@ live in :mod:`config.load`; this module knows only what a valid tree is.
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
+from config.accounts import AccountSettings, MailClass
 from config.addresses import (
     Hostname,
     InsidePort,
@@ -28,18 +30,22 @@ __all__ = [
     "AccountSettings",
     "DeliverySettings",
     "IPNetwork",
+    "InboundSettings",
     "ListenerSettings",
     "LogSettings",
     "MailClass",
     "MetricsSettings",
     "PoolSettings",
     "QueueSettings",
+    "QuotaSettings",
     "RelaydSettings",
     "RetrySettings",
+    "RouteSettings",
     "SandboxSettings",
     "Seconds",
     "Section",
     "Settings",
+    "SigningSettings",
     "SourceSettings",
     "TimeoutSettings",
     "UnknownPolicy",
@@ -48,8 +54,6 @@ __all__ = [
     "seconds",
     "unknown_policy",
 ]
-
-MailClass = Literal["emergency", "transactional", "bulk"]
 
 
 def queue_url(value: str) -> str:
@@ -79,10 +83,20 @@ class ListenerSettings(Section):
     name: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
     address: str = Field(description="an IP address of this host; public ones need allow_public")
     port: int = Field(587, ge=0, le=65535, description="0 = any free port")
-    tls: Literal["starttls", "none"] = "starttls"
+    kind: Literal["submission", "inbound"] = Field(
+        "submission", description="inbound takes returned mail only, in a process of its own"
+    )
+    tls: Literal["implicit", "starttls", "none"] = "starttls"
     certificate: str | None = None
     key: str | None = None
     allow_public: bool = False
+    interface: str | None = Field(
+        None, pattern=r"^[^\s/]{1,15}$", description="device that connections must come in by (SO_BINDTODEVICE)"
+    )
+    proxy_from: tuple[str, ...] = Field(
+        (), description="networks of balancers, which must speak the PROXY protocol, version 2"
+    )
+    max_connections: int | None = Field(None, ge=1, description="of this listener in one process")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,37 +106,10 @@ class ListenerSettings(Section):
         except ValueError as error:
             problems.append(("address", f"{error}, or allow_public = true"))
         if self.tls != "none" and not (self.certificate and self.key):
-            problems.append(("tls", '"starttls" needs certificate and key; or say tls = "none"'))
+            problems.append(("tls", f'"{self.tls}" needs certificate and key; or say tls = "none"'))
         if problems:
             raise misfit(*problems)
         return self
-
-
-class AccountSettings(Section):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    networks: tuple[str, ...] = Field((), description="client networks that need no password; non-global, ≤ /16")
-    user: str | None = Field(None, description="AUTH name, when it differs from the account's")
-    password_hash: SecretStr | None = Field(None, description="argon2id; make one with `relayctl account hash`")
-    class_: MailClass = Field("bulk", alias="class")
-    classes: tuple[MailClass, ...] = Field((), description="classes X-Tambo-Class may ask for beside the own one")
-    pool: str = "default"
-    unknown: UnknownPolicy = "retry"
-    expire_seconds: Seconds | None = None
-    weight: int = Field(1, ge=1, le=1000)
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    @property
-    def login(self) -> str | None:
-        """The AUTH name; None when the account has no password."""
-        return (self.user or self.name) if self.password_hash else None
-
-    @field_validator("password_hash")
-    @classmethod
-    def _argon2id(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith("$argon2id$"):
-            raise ValueError("an argon2id hash begins with $argon2id$; make one with `relayctl account hash`")
-        return value
 
 
 class RelaydSettings(Section):
@@ -214,10 +201,67 @@ class DeliverySettings(Section):
     dsn_window_seconds: Seconds = Field(300.0, description="failures of one message are gathered this long")
 
 
+class RouteSettings(Section):
+    """Mail that goes to an authenticated smarthost instead of the recipient domain's MX hosts.
+
+    Chosen by recipient domain before sender domain before account; the first route that matches. Domains are exact
+    (``agency.pe``) or all below one (``*.agency.pe``).
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
+    recipient_domains: tuple[str, ...] = ()
+    sender_domains: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
+    host: Hostname
+    port: int = Field(587, ge=1, le=65535)
+    tls: Literal["starttls", "implicit", "none"] = "starttls"
+    ca_file: str | None = Field(None, description="authorities of the smarthost's certificate; empty = the system's")
+    user: str | None = None
+    password_file: str | None = Field(None, description="file of mode 0600")
+    connections: int = Field(4, ge=1, le=1000, description="at once, of all processes together")
+    messages_per_connection: int = Field(100, ge=1)
+
+
+class SigningSettings(Section):
+    """DKIM keys and the key of signed return paths: files that their owner alone may read."""
+
+    directory: str | None = Field(None, description="DKIM keys: <domain>/<selector>.pem; made by `relayctl dkim`")
+    return_path_key: str | None = Field(None, description="made by `relayctl dkim return-path-key`")
+    feedback_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]{5,15}$", description="SenderId at the end of Feedback-ID; empty = no such field"
+    )
+
+
+class QuotaSettings(Section):
+    timezone: str = Field("America/Lima", description="days, months and terms of quotas and rates end by this clock")
+    allotment: int = Field(1000, ge=1, description="recipients that a shard of the queue takes from a bag at once")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
+            raise ValueError("write a time zone of the IANA database, for instance America/Lima") from None
+        except KeyError:
+            raise ValueError("no such time zone; write one of the IANA database, for instance America/Lima") from None
+        return name
+
+
+class InboundSettings(Section):
+    """What a listener of ``kind = "inbound"`` takes: mail to signed return paths, and to these mailboxes."""
+
+    domains: tuple[Hostname, ...] = Field((), description="domains of signed return paths")
+    mailboxes: tuple[str, ...] = Field((), description="addresses that get unverified mail too, for instance abuse@…")
+    max_message_bytes: int = Field(10_485_760, ge=1024, le=134_217_728)
+    keep: int = Field(100_000, ge=100, description="returned mails kept until they are read")
+
+
 class MetricsSettings(Section):
     """One address:port a process (port 0 = any free one); empty = none."""
 
     relayd: InsidePort = "127.0.0.1:9125"
+    inbound: InsidePort = "127.0.0.1:9128"
     delivery: InsidePort = "127.0.0.1:9126"
     maintenance: InsidePort = "127.0.0.1:9127"
 
@@ -238,6 +282,10 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     relayd: RelaydSettings = RelaydSettings()
     accounts: tuple[AccountSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
+    signing: SigningSettings = SigningSettings()
+    quota: QuotaSettings = QuotaSettings()
+    inbound: InboundSettings = InboundSettings()
     delivery: DeliverySettings = DeliverySettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()

@@ -14,6 +14,7 @@ import hashlib
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import zstandard
@@ -40,6 +41,24 @@ class Stored:
     dictionary_bytes: bytes = b""  # what to store under d:<id>, so that a reader can decompress
 
 
+# What few messages have, under short names in an object behind the row, left out where it is the default.
+_RARE = {
+    "o": ("origin", "smtp"),
+    "d": ("dsn", "mail"),
+    "r": ("ret", ""),
+    "e": ("envid", ""),
+    "n": ("notify", ()),
+    "c": ("orcpt", ()),
+    "p": ("return_paths", ()),
+    "q": ("pays", False),
+}
+
+
+def _rare(envelope: Envelope) -> list[dict[str, Any]]:
+    said = {short: value for short, (name, plain) in _RARE.items() if (value := getattr(envelope, name)) != plain}
+    return [said] if said else []
+
+
 def _pack_envelope(envelope: Envelope) -> bytes:
     return orjson.dumps(
         [
@@ -56,6 +75,7 @@ def _pack_envelope(envelope: Envelope) -> bytes:
             envelope.body,
             envelope.smtputf8,
             envelope.metadata,
+            *_rare(envelope),
         ]
     )
 
@@ -79,9 +99,22 @@ def unpack_envelope(message_id: str, value: bytes) -> Envelope:
     header(value)
     length = _HEADER.unpack_from(value)[4]
     row = orjson.loads(value[_HEADER.size : _HEADER.size + length])
-    if not isinstance(row, list) or len(row) != len(_ROW) or not all(map(isinstance, row, _ROW)):
+    if not isinstance(row, list) or len(row) < len(_ROW) or not all(map(isinstance, row, _ROW)):
         raise ValueError(f"envelope of {message_id} is damaged")
-    return Envelope(message_id, row[0], row[1], tuple(row[2]), *row[3:])
+    rare = row[len(_ROW)] if len(row) > len(_ROW) else {}
+    if not isinstance(rare, dict):
+        raise ValueError(f"envelope of {message_id} is damaged")
+    more = {_RARE[short][0]: _as(value, _RARE[short][1], message_id) for short, value in rare.items() if short in _RARE}
+    return Envelope(message_id, row[0], row[1], tuple(row[2]), *row[3 : len(_ROW)], **more)
+
+
+def _as(value: Any, plain: Any, message_id: str) -> Any:
+    """A value of the kind that ``plain`` is of; ValueError when it is none."""
+    if isinstance(plain, tuple) and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, type(plain)):
+        raise ValueError(f"envelope of {message_id} is damaged")
+    return value
 
 
 class _Candidate:

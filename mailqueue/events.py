@@ -29,6 +29,9 @@ KINDS = (
     "removed",
     "suspended",
     "resumed",
+    "suppressed",  # not sent, for the address is on a suppression list
+    "returned",  # mail came back to a signed return path
+    "unverified",  # mail came back that proves nothing
 )
 
 
@@ -63,6 +66,11 @@ class Event:
     next_at: int = 0  # next attempt
     reason: str = ""
     client: str = ""  # submitting address
+    origin: str = ""  # received only: smtp | api | panel
+    envid: str = ""  # RFC 3461 §4.4, as it came
+    orcpt: str = ""  # §4.2, as it came
+    warnings: tuple[str, ...] = ()  # received only: what was accepted and flagged, for instance "unsigned"
+    pays: bool = False  # received only: recipients were taken from the account's quota
     v: int = VERSION
 
     def to_json(self) -> bytes:
@@ -84,7 +92,7 @@ class Event:
             name = _READING.get(spelled, spelled)
             if name in _NAME_SET:
                 known[name] = value
-        for name in ("recipients", "skipped"):
+        for name in ("recipients", "skipped", "warnings"):
             if name in known:
                 known[name] = tuple(known[name])
         return cls(**known)
@@ -112,5 +120,7 @@ def about(item: QueueItem, kind: str, at: int, **said: Any) -> Event:
         index=item.index,
         destination=item.destination,
         received_at=envelope.received_at,
+        envid=envelope.envid,
+        orcpt=envelope.orcpt[item.index] if envelope.orcpt else "",
         **said,
     )

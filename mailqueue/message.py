@@ -41,6 +41,24 @@ class Envelope:
     body: str = "7BIT"  # 7BIT | 8BITMIME
     smtputf8: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = "smtp"  # smtp | api | panel
+    dsn: str = "mail"  # mail | stream: failures are told by events only
+    ret: str = ""  # FULL | HDRS, "" = nothing said (RFC 3461 §4.3)
+    envid: str = ""  # as it came, in xtext (§4.4)
+    # One entry per recipient, or () when nothing was said of any.
+    notify: tuple[str, ...] = ()  # NEVER, or of SUCCESS,FAILURE,DELAY in upper case; "" = nothing said (§4.1)
+    orcpt: tuple[str, ...] = ()  # "rfc822;jo@example.org" as it came, in xtext (§4.2)
+    return_paths: tuple[str, ...] = ()  # signed reverse-paths, fixed at put; () = reverse_path for all
+    pays: bool = False  # taken from the account's quota
+
+    def notifies(self, index: int, what: str) -> bool:
+        """Whether recipient ``index`` wants a DSN about ``what``: SUCCESS | FAILURE | DELAY."""
+        said = self.notify[index] if self.notify else ""
+        return what in said.split(",") if said else what != "SUCCESS"
+
+    def reverse_path_of(self, index: int) -> str:
+        """What MAIL says for this recipient."""
+        return self.return_paths[index] if self.return_paths else self.reverse_path
 
     @property
     def is_notification(self) -> bool:

@@ -100,6 +100,9 @@ def received_event(message: Message, client: str) -> Event:
         size=len(message.content),
         received_at=envelope.received_at,
         client=client,
+        origin=envelope.origin,
+        envid=envelope.envid,
+        pays=envelope.pays,
     )
 
 

@@ -23,7 +23,7 @@ BY_NAME = {
     "at": st.integers(1, 2**53),
     "v": st.just(VERSION),
 }
-BY_TYPE = {"str": TEXT, "int": NUMBER}
+BY_TYPE = {"str": TEXT, "int": NUMBER, "bool": st.booleans(), "tuple[str, ...]": st.lists(TEXT, max_size=3).map(tuple)}
 EVENTS = st.builds(
     Event, **{f.name: BY_NAME[f.name] if f.name in BY_NAME else BY_TYPE[str(f.type)] for f in fields(Event)}
 )
