@@ -1,29 +1,28 @@
 """From an accepted transaction to a durable message: the hooks behind MAIL, RCPT and the end of data.
 
-Thin on purpose: ``policy`` decides, ``headers`` and ``trace`` work on bytes, the queue keeps. Each hook returns
-the reply to say. The signature is aiosmtpd's (server, session, envelope, …), the server being our session.
+Thin on purpose: ``policy`` decides, ``prepare`` makes content final, the queue keeps. Each hook returns the reply to
+say. The signature is aiosmtpd's (server, session, envelope, …), the server being our session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 from aiosmtpd.smtp import Envelope as Transaction
 from aiosmtpd.smtp import Session
 
-from config.settings import AccountSettings
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.logline import say
-from mailqueue.message import Envelope, Message
+from mailqueue.message import Message
 from mailqueue.writer import Verdict, received_event
-from relayd import headers, policy, replies, trace
+from relayd import policy, replies
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
+from relayd.prepare import Preparation
 from relayd.replies import Reply
 from relayd.volume import Share
 
@@ -51,23 +50,12 @@ class Submitter(Protocol):
     rejected_events: int
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a submission is measured by; seconds."""
-
-    hostname: str
-    max_recipients: int
-    max_hops: int
-    expire_seconds: float
-    notice_seconds: float  # 0 = no delay notices
-
-
 class SubmissionHandler:
-    """One per process. `terms` is replaced on reload; commits under way outlive their sessions."""
+    """One per process. `preparation` is replaced on reload; commits under way outlive their sessions."""
 
-    def __init__(self, queue: Submission, terms: Terms, metrics: ListenerMetrics) -> None:
+    def __init__(self, queue: Submission, preparation: Preparation, metrics: ListenerMetrics) -> None:
         self._queue = queue
-        self.terms = terms
+        self.preparation = preparation
         self._metrics = metrics
         self._commits: set[asyncio.Task[Verdict]] = set()
 
@@ -86,7 +74,7 @@ class SubmissionHandler:
     async def handle_RCPT(
         self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
     ) -> Reply:
-        if len(envelope.rcpt_tos) >= self.terms.max_recipients:
+        if len(envelope.rcpt_tos) >= self.preparation.terms.max_recipients:
             return replies.TOO_MANY_RECIPIENTS
         refusal = policy.check_recipient(address)
         if refusal is not None:
@@ -96,13 +84,13 @@ class SubmissionHandler:
         return replies.RECIPIENT_OK
 
     async def handle_DATA(self, server: Submitter, session: Session, envelope: Transaction) -> Reply:
-        prepared = self._prepare(server.client, envelope, time.time())
+        prepared = self.preparation.prepare(server.client, envelope, time.time())
         if isinstance(prepared, Reply):
             self.rejected(server, envelope, prepared)
             return prepared
-        message, key = prepared
+        message = prepared.message
         commit = asyncio.get_running_loop().create_task(
-            self._queue.put(message, idempotency_key=key, client=server.client.address)
+            self._queue.put(message, idempotency_key=prepared.idempotency_key, client=server.client.address)
         )
         self._commits.add(commit)
         server.share.keep_until(commit)
@@ -120,54 +108,6 @@ class SubmissionHandler:
         else:
             log.info("duplicate", id=verdict.id, account=message.envelope.account, client=server.client.address)
         return replies.duplicate(verdict.id) if verdict.kind == "duplicate" else replies.queued(verdict.id)
-
-    def _prepare(self, client: Client, transaction: Transaction, now: float) -> tuple[Message, str | None] | Reply:
-        """Final content and envelope, with the idempotency key; or the refusal."""
-        account = client.account
-        assert account is not None and transaction.mail_from is not None and isinstance(transaction.content, bytes)
-        content = trace.normalise(transaction.content)
-        header = headers.parse(content)
-        if header is None:
-            return replies.HEADER_TOO_BIG
-        if header.hops >= self.terms.max_hops:
-            return replies.TOO_MANY_HOPS
-        wanted = headers.directives(header, account)
-        if isinstance(wanted, headers.Refused):
-            return replies.header_refused(wanted.header, wanted.why)
-        message_id = self._queue.new_id(account.name, wanted.idempotency_key)
-        field = trace.received(client, self.terms.hostname, message_id, now)
-        content = field + headers.without_own(content, header)
-        body = "7BIT" if content.isascii() else "8BITMIME"  # what it is, whatever BODY= said
-        envelope = self._envelope(account, transaction, wanted, message_id=message_id, body=body, now=now)
-        return Message(envelope, content), wanted.idempotency_key
-
-    def _envelope(
-        self,
-        account: AccountSettings,
-        transaction: Transaction,
-        wanted: headers.Directives,
-        *,
-        message_id: str,
-        body: str,
-        now: float,
-    ) -> Envelope:
-        terms = self.terms
-        expire = account.expire_seconds if account.expire_seconds is not None else terms.expire_seconds
-        return Envelope(
-            id=message_id,
-            account=account.name,
-            reverse_path=transaction.mail_from or "",
-            recipients=tuple(dict.fromkeys(transaction.rcpt_tos)),  # named twice is sent once
-            received_at=int(now * 1000),
-            expires_at=int((now + expire) * 1000),
-            class_=wanted.class_ or account.class_,
-            campaign=wanted.campaign,
-            pool=account.pool,
-            unknown=wanted.unknown or account.unknown,
-            notify_after=int((now + terms.notice_seconds) * 1000) if terms.notice_seconds else 0,
-            body=body,
-            metadata=wanted.metadata,
-        )
 
     def _committed(self, commit: asyncio.Task[Verdict]) -> None:
         """Keeps the set small and looks at the outcome, so that nothing is lost in silence when nobody waits."""

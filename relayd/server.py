@@ -20,11 +20,12 @@ from config.settings import ListenerSettings, Settings, refuse_public
 from relayd import replies
 from relayd.accounts import Accounts
 from relayd.auth import Authenticator
-from relayd.handler import Submission, SubmissionHandler, Terms
+from relayd.handler import Submission, SubmissionHandler
 from relayd.listener.connection import Connection, Surroundings, mould
 from relayd.listener.gate import Census, Gate
 from relayd.listener.submission import SubmissionSession
 from relayd.metrics import ListenerMetrics
+from relayd.prepare import Preparation, Terms
 from relayd.replies import Reply
 from relayd.volume import Volume
 
@@ -80,10 +81,11 @@ class Relayd:
     def __init__(self, settings: Settings, queue: Submission, registry: CollectorRegistry) -> None:
         """ValueError: accounts that contradict each other."""
         self._settings = settings
+        self._queue = queue
         self._metrics = ListenerMetrics(registry)
         self._accounts = Accounts(settings.accounts)
         self._authenticator = Authenticator(self._accounts)
-        self._handler = SubmissionHandler(queue, terms(settings), self._metrics)
+        self._handler = SubmissionHandler(queue, Preparation(terms(settings), queue.new_id), self._metrics)
         self._census = Census()
         self._volume = Volume()
         self._sessions: set[Connection] = set()
@@ -128,7 +130,7 @@ class Relayd:
         old = {one.name for one in self._settings.relayd.listeners}
         around = {one.name: self._surroundings(settings, one) for one in settings.relayd.listeners if one.name in old}
         self._accounts.swap(settings.accounts)
-        self._handler.terms = terms(settings)
+        self._handler.preparation = Preparation(terms(settings), self._queue.new_id)
         self._around.update(around)
         self._settings = settings
 

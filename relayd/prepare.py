@@ -1,0 +1,94 @@
+"""What happens to content between the end of data and put: one transaction in, final bytes and envelope out.
+
+The steps are pure functions in files of their own (``trace``, ``headers``); here stands their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiosmtpd.smtp import Envelope as Transaction
+
+from config.settings import AccountSettings
+from mailqueue.message import Envelope, Message
+from relayd import headers, replies, trace
+from relayd.policy import Client
+from relayd.replies import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a submission is measured by; seconds."""
+
+    hostname: str
+    max_recipients: int
+    max_hops: int
+    expire_seconds: float
+    notice_seconds: float  # 0 = no delay notices
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Ready for put. `warnings`: what was accepted and flagged, for the event *received*."""
+
+    message: Message
+    idempotency_key: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Preparation:
+    """All that preparing needs beside the transaction itself. Replaced whole on reload."""
+
+    def __init__(self, terms: Terms, new_id: Callable[[str, str | None], str]) -> None:
+        """`new_id`: message id for (account, idempotency key)."""
+        self.terms = terms
+        self._new_id = new_id
+
+    def prepare(self, client: Client, transaction: Transaction, now: float) -> Prepared | Reply:
+        """Final content and envelope; or the refusal. `now` in Unix seconds."""
+        account = client.account
+        assert account is not None and transaction.mail_from is not None and isinstance(transaction.content, bytes)
+        content = trace.normalise(transaction.content)
+        header = headers.parse(content)
+        if header is None:
+            return replies.HEADER_TOO_BIG
+        if header.hops >= self.terms.max_hops:
+            return replies.TOO_MANY_HOPS
+        wanted = headers.directives(header, account)
+        if isinstance(wanted, headers.Refused):
+            return replies.header_refused(wanted.header, wanted.why)
+        message_id = self._new_id(account.name, wanted.idempotency_key)
+        field = trace.received(client, self.terms.hostname, message_id, now)
+        content = field + headers.without_own(content, header)
+        body = "7BIT" if content.isascii() else "8BITMIME"  # what it is, whatever BODY= said
+        envelope = self._envelope(account, transaction, wanted, message_id=message_id, body=body, now=now)
+        return Prepared(Message(envelope, content), wanted.idempotency_key)
+
+    def _envelope(
+        self,
+        account: AccountSettings,
+        transaction: Transaction,
+        wanted: headers.Directives,
+        *,
+        message_id: str,
+        body: str,
+        now: float,
+    ) -> Envelope:
+        terms = self.terms
+        expire = account.expire_seconds if account.expire_seconds is not None else terms.expire_seconds
+        return Envelope(
+            id=message_id,
+            account=account.name,
+            reverse_path=transaction.mail_from or "",
+            recipients=tuple(dict.fromkeys(transaction.rcpt_tos)),  # named twice is sent once
+            received_at=int(now * 1000),
+            expires_at=int((now + expire) * 1000),
+            class_=wanted.class_ or account.class_,
+            campaign=wanted.campaign,
+            pool=account.pool,
+            unknown=wanted.unknown or account.unknown,
+            notify_after=int((now + terms.notice_seconds) * 1000) if terms.notice_seconds else 0,
+            body=body,
+            metadata=wanted.metadata,
+        )
