@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from config.addresses import Hostname, hostname
+from config.addresses import Hostname, ascii_domain
 from config.durations import Seconds, UnknownPolicy
 from config.schema import Section, misfit
 
@@ -21,21 +21,20 @@ _LOCAL_PART = re.compile(r'[^\s@"<>,;:()\[\]\\]{1,64}')
 def sender_pattern(text: str) -> str:
     """``notices@agency.pe`` · ``agency.pe`` (any local part) · ``*.agency.pe`` (any domain below) · ``*`` (anybody).
 
-    Comes back in lower case, for domains and local parts are compared so.
+    Comes back as it is compared: lower case, the domain in A-labels. ``[192.0.2.1]`` counts as a domain.
     """
     value = text.strip().lower()
     if value == "*":
         return value
     local, at, domain = value.rpartition("@")
-    if not at and domain.startswith("*."):
-        domain = domain[2:]
+    start = f"{local}@" if at else "*." if domain.startswith("*.") else ""
     try:
-        hostname(domain)
+        domain = ascii_domain(domain[2:] if start == "*." else domain)
     except ValueError:
         domain = ""
-    if not domain or (at and not _LOCAL_PART.fullmatch(local)):
+    if not domain or (at and not _LOCAL_PART.fullmatch(local)) or (start == "*." and domain.startswith("[")):
         raise ValueError("write an address (notices@agency.pe), a domain (agency.pe), *.agency.pe, or * for any sender")
-    return value
+    return start + domain
 
 
 SenderPattern = Annotated[str, AfterValidator(sender_pattern)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -32,6 +33,7 @@ INSIDE: tuple[IPNetwork, ...] = tuple(
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOSTNAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*", re.IGNORECASE)
+_DEVIATING = "ßς"  # IDNA 2003 maps them, IDNA 2008 does not (UTS 46 §7)
 
 
 def is_inside(address: IPAddress) -> bool:
@@ -100,6 +102,31 @@ def hostname(text: str) -> str:
     if not _HOSTNAME.fullmatch(text):
         raise ValueError("write a host name: labels of letters, digits and hyphens, separated by dots, none at the end")
     return text
+
+
+def ascii_domain(text: str) -> str:
+    """A domain as it is compared: lower case, A-labels (RFC 5890), address literals (RFC 5321 §4.1.3) in one spelling.
+
+    Letters, marks and digits alone are taken beyond ASCII, and only where no reader maps them to other ones: what two
+    programs could read as two domains is a ValueError, as is everything that is no domain.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        six, inner = text[1:6].lower() == "ipv6:", text[1:-1]
+        if "%" in inner:
+            raise ValueError("an address literal has no zone")
+        return f"[ipv6:{ipaddress.IPv6Address(inner[5:])}]" if six else f"[{ipaddress.IPv4Address(inner)}]"
+    return hostname(".".join(_a_label(label) for label in text.split("."))).lower()
+
+
+def _a_label(label: str) -> str:
+    label = label.lower()
+    if label.isascii():
+        return label
+    if unicodedata.normalize("NFKC", label) != label or any(char in _DEVIATING for char in label):
+        raise ValueError("programs differ in what this domain is; write its A-labels")
+    if any(unicodedata.category(char)[0] not in "LMN" for char in label if char != "-") or label[2:4] == "--":
+        raise ValueError("beyond ASCII a domain has letters, marks and digits only")
+    return "xn--" + label.encode("punycode").decode("ascii")
 
 
 def _source(text: str) -> str:

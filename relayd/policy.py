@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from config.settings import AccountSettings
-from relayd import replies
+from relayd import replies, senders
 from relayd.replies import Reply
 
 LOCAL_PART_OCTETS = 64  # RFC 5321 §4.5.3.1.1
@@ -45,6 +45,13 @@ def may_submit(client: Client) -> Reply | None:
 def check_reverse_path(path: str) -> Reply | None:
     """ "" (null reverse-path) and mailboxes with a domain are fine."""
     return None if path == "" or is_mailbox(path) else replies.BAD_SENDER
+
+
+def may_send_as(account: AccountSettings | None, path: str) -> Reply | None:
+    """The reverse-path within the account's senders; what the header says is looked at with the content."""
+    if account is None or senders.may_use(account, path):
+        return None
+    return replies.sender_not_allowed(account.name)
 
 
 def check_recipient(path: str) -> Reply | None:

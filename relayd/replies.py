@@ -108,6 +108,15 @@ def duplicate(message_id: str) -> Reply:
     return Reply(250, "2.0.0", f"queued as {message_id} (duplicate, already queued)")
 
 
+def sender_not_allowed(account: str) -> Reply:
+    return Reply(550, "5.7.1", f"sender not allowed for account {account}", "sender_not_allowed")
+
+
+def author_refused(header: str, why: str) -> Reply:
+    """From, Sender, Resent-From or Resent-Sender of an account that may not send as anybody."""
+    return Reply(550, "5.7.1", f"{header}: {why}"[:_TEXT_LIMIT], "sender_not_allowed")
+
+
 def header_refused(name: str, why: str) -> Reply:
     return Reply(550, "5.6.0", f"{name}: {why}"[:_TEXT_LIMIT], "header")
 
