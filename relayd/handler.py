@@ -62,7 +62,9 @@ class SubmissionHandler:
     async def handle_MAIL(
         self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
     ) -> Reply:
-        refusal = policy.may_submit(server.client) or policy.check_reverse_path(address)
+        client = server.client
+        refusal = policy.may_submit(client) or policy.check_reverse_path(address)
+        refusal = refusal or policy.may_send_as(client.account, address)
         if refusal is None and not self._queue.accepting:
             refusal = replies.NOT_ACCEPTING
         if refusal is not None:

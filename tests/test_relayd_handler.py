@@ -146,3 +146,18 @@ def test_rejected_events_are_bounded_per_session() -> None:
             assert len(house.queue.events) == 100
 
     run(scenario())
+
+
+def test_the_reverse_path_lies_within_the_senders() -> None:
+    async def scenario() -> None:
+        base = settings()
+        app = base.accounts[1].model_copy(update={"senders": ("agency.pe", "a@b.example")})
+        async with listening(settings_=base.model_copy(update={"accounts": (app,)})) as house:
+            client = await house.connect()
+            await client.hello()
+            assert await client.ask("MAIL FROM:<x@b.example>") == "550 5.7.1 sender not allowed for account app"
+            for path in ("X@AGENCY.PE", "A@b.example", ""):
+                assert (await client.ask(f"MAIL FROM:<{path}>")).startswith("250 ")
+                assert (await client.ask("RSET")).startswith("250 ")
+
+    run(scenario())
