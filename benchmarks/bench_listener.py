@@ -26,6 +26,7 @@ from config import logs
 from config.settings import LogSettings, Settings
 from mailqueue.message import Message
 from relayd.server import Relayd
+from tests.listening import Forgiving
 
 LINE = b"x" * 74 + b"\r\n"
 HEAD = b"From: a@sender.example\r\nTo: b@recipient.example\r\nSubject: benchmark\r\n\r\n"
@@ -68,7 +69,7 @@ async def start_ours() -> int:
             "accounts": [{"name": "bench", "networks": ["127.0.0.0/16"]}],
         }
     )
-    relayd = Relayd(settings, KeepsNothing(), CollectorRegistry())
+    relayd = Relayd(settings, KeepsNothing(), CollectorRegistry(), Forgiving())
     await relayd.start()
     return relayd.addresses["bench"][1]
 

@@ -20,6 +20,7 @@ Subscriber = Callable[[Loaded, Loaded], None]  # (old, new): sets what it took f
 # Read once, when a process starts; all other keys are taken over at once.
 NEEDS_RESTART = re.compile(
     r"queue\..*"
+    r"|relayd\.auth_.*"
     r"|relayd\.listeners(\[\d+\]\.(name|address|port|tls|allow_public))?"
     r"|delivery\.(sandbox|port|hostname|nameservers|ipv6|allow_private)"
     r"|accounts\[\d+\]\.weight"

@@ -123,6 +123,9 @@ class RelaydSettings(Section):
     max_connections_per_address: int = Field(200, ge=1)
     max_errors: int = Field(20, ge=1, description="per session, then 421")
     max_commands: int = Field(10_000, ge=10, description="per session, then 421")
+    auth_failures_per_address: int = Field(10, ge=1, description="within the window, then 454 as long; IPv6 by /64")
+    auth_failures_per_user: int = Field(20, ge=1, description="the same for who never got in from that address")
+    auth_window_seconds: Seconds = Field(600.0, ge=10)
     idle_seconds: Seconds = 300.0
     data_seconds: Seconds = Field(1800.0, description="whole content of one message")
     drain_seconds: Seconds = Field(30.0, description="how long SIGTERM waits for transactions under way")

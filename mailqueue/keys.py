@@ -22,6 +22,8 @@ hold, poison           hash      held items with their place; claims that ended 
 b:<id>, bd             list,zset records for DSNs; message ids by the time their DSN is due
 d:<dict>, dr           str,hash  dictionaries; messages that refer to them
 i:<marker>             string    idempotency marker of account, key, reverse-path, recipient
+fa:<network>           string    failed authentications of a client network; fu:<user hash>: of a user
+fk:<user hash>:<net>   string    the user has succeeded from there lately
 put, settled           hash      writer, epoch → "<number> <ms> <answer>" of its last batch
 weight                 hash      account number → weight
 meta                   hash      schema, epoch (last one given), stops (version)

@@ -20,7 +20,10 @@ from redis.backoff import NoBackoff
 from mailqueue import keys
 from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 
-VERBS = ("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop")
+VERBS = (
+    *("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop"),
+    "auth",
+)
 Argument = bytes | str | int | float
 
 

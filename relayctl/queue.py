@@ -73,7 +73,7 @@ def summary(config: PathOption = None, json: JsonOption = False) -> None:
     async def work(queue: Queue) -> None:
         facts = await inspect.summary(queue.shards)
         if json:
-            _print({**_plain(facts), "open": facts.open})
+            print_json({**_plain(facts), "open": facts.open})
         else:
             sheets.summary(_console(), facts, time.time())
 
@@ -95,7 +95,7 @@ def show(
         shard, envelope = found
         items = await inspect.items(shard, envelope)
         if json:
-            _print({"envelope": _plain(envelope), "items": [_plain(item) for item in items]})
+            print_json({"envelope": _plain(envelope), "items": [_plain(item) for item in items]})
         else:
             sheets.message(_console(), envelope, items)
 
@@ -225,7 +225,8 @@ def _plain(facts: Any) -> dict[str, Any]:
     return dataclasses.asdict(facts, dict_factory=lambda pairs: {name.rstrip("_"): value for name, value in pairs})
 
 
-def _print(record: Any) -> None:
+def print_json(record: Any) -> None:
+    """One JSON value on standard output."""
     typer.echo(orjson.dumps(record, option=orjson.OPT_INDENT_2))
 
 

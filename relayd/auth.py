@@ -1,7 +1,9 @@
-"""Checking passwords without stopping the loop: argon2id in one thread, a bounded queue before it, a cache behind.
+"""Checking passwords without stopping the loop, and without letting those who guess get in the way.
 
-Only successes are cached, under a keyed hash that includes the stored hash: a changed password is a miss at once.
-An unknown user costs what a known one costs. Nothing here logs or keeps a password.
+A correct password that was checked lately, from there, costs a keyed hash and nothing else. Anything else goes through: is the client
+or the user refused for what failed before (:mod:`mailqueue.failures`, shared by all processes) → a place in the queue
+before argon2 (:mod:`relayd.turns`) → argon2id in one thread. What a client hears and how long it takes do not depend on
+whether the user exists. Nothing here logs or keeps a password.
 """
 
 from __future__ import annotations
@@ -11,61 +13,171 @@ import base64
 import hmac
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from config.settings import AccountSettings
+from mailqueue.errors import QueueDown, ServerAnswer
+from mailqueue.failures import Standing, client_network
 from relayd.accounts import Accounts
+from relayd.turns import TooManyWaiting, Turns
 
-QUEUE_LIMIT = 32  # verifications waiting; at 20–100 ms each the last one waits a few seconds
-CACHE_SECONDS = 300.0
-CACHE_LIMIT = 1024
+CACHE_SECONDS = 600.0  # since the password was last used
+CACHE_LIMIT = 4096
+GLIMPSES = 20  # passwords a second, of a client that is refused, that are compared with those in use
+REFUSED_LIMIT = 20_000  # refusals remembered in this process
+BELIEVED_SECONDS = 30.0  # a refusal is asked for again after so long: an operator may have ended it
+ASK_SECONDS = 2.0
 PASSWORD_OCTETS = 1024
+T = TypeVar("T")
+
 _FALLBACK = "$argon2id$v=19$m=19456,t=2,p=1$"  # OWASP's figures, when no account has a password
 
 
 class AuthBusy(Exception):
-    """The queue before argon2 is full: answer 454 and let the client come back."""
+    """No place before argon2, or the failures of others cannot be asked for: answer 454, let the client come back."""
+
+
+class AuthRefused(Exception):
+    """Too many failures of this client or this user: answer 454 without looking at the password."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"refused for {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Book(Protocol):
+    """Failures as all processes know them; each may raise QueueDown."""
+
+    async def ask(self, address: str, user: str) -> Standing: ...
+    async def failed(self, address: str, user: str) -> Standing: ...
+    async def succeeded(self, address: str, user: str) -> Standing: ...
 
 
 class Authenticator:
     """One per process; `clock` is monotonic seconds."""
 
-    def __init__(self, accounts: Accounts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, accounts: Accounts, book: Book, clock: Callable[[], float] = time.monotonic, turns: Turns | None = None
+    ) -> None:
         self._accounts = accounts
+        self._book = book
         self._clock = clock
+        self._turns = turns or Turns()
         self._key = os.urandom(32)
         self._good: OrderedDict[bytes, float] = OrderedDict()  # keyed hash → when it stops counting
+        self._refused: OrderedDict[str, float] = OrderedDict()  # client network, alone or with a user → until
+        self._welcome: OrderedDict[str, float] = OrderedDict()  # client networks of good passwords → until
+        self._glimpsed: tuple[int, Counter[str]] = (0, Counter())  # this second's looks from refused networks
         self._hasher = PasswordHasher()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="argon2")
-        self._waiting = 0
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def verify(self, user: str, password: bytes) -> AccountSettings | None:
-        """The user's account, or None; raises AuthBusy."""
+    def shuns(self, address: str) -> bool:
+        """Nothing but failures comes from there, and too many: not worth a handshake."""
+        network = client_network(address)
+        return self._until(self._refused, network) > 0 and self._until(self._welcome, network) <= 0
+
+    async def verify(self, user: str, password: bytes, address: str) -> AccountSettings | None:
+        """The user's account, or None; raises AuthBusy and AuthRefused."""
         account = self._accounts.by_user(user)
         if len(password) > PASSWORD_OCTETS:
             return None
-        if account is None or account.password_hash is None:
-            await self._argon2(self._dummy(user), password)
-            return None
-        stored = account.password_hash.get_secret_value()
-        ticket = self._ticket(user, password, stored)
-        if self._is_good(ticket):
+        network = client_network(address)
+        stored = self._stored(account, user)
+        tickets = [self._ticket(network, user, password, one) for one in stored]
+        if account is not None and self._may_look(network) and any(self._is_good(ticket) for ticket in tickets):
             return account
-        if not await self._argon2(stored, password):
+        self._refuse_known(network, user)
+        standing = await self._ask(address, user)
+        found = await self._check(network, stored, password, standing.known)
+        good = account is not None and account.password_hash is not None and found >= 0
+        await self._note(address, user, good)
+        if not good:
             return None
-        self._remember(ticket)
+        self._keep(self._good, tickets[found], CACHE_SECONDS, CACHE_LIMIT)
         return account
 
-    def _ticket(self, user: str, password: bytes, stored: str) -> bytes:
-        text = b"\0".join((user.encode("utf-8", "surrogateescape"), password, stored.encode("ascii", "replace")))
+    # ── who is refused ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse_known(self, network: str, user: str) -> None:
+        """What this process has heard already costs no round trip."""
+        seconds = max(self._until(self._refused, network), self._until(self._refused, f"{network} {user}"))
+        if seconds > 0:
+            raise AuthRefused(seconds)
+
+    async def _ask(self, address: str, user: str) -> Standing:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                standing = await self._book.ask(address, user)
+        except (QueueDown, ServerAnswer, TimeoutError) as down:
+            raise AuthBusy from down
+        self._heed(standing, address, user)
+        if standing.known:
+            self._keep(self._welcome, client_network(address), CACHE_SECONDS, CACHE_LIMIT)
+        if standing.address > 0 or (standing.user > 0 and not standing.known):
+            raise AuthRefused(max(standing.address, standing.user))
+        return standing
+
+    async def _note(self, address: str, user: str, good: bool) -> None:
+        """The verdict stands, whether or not the others hear of it."""
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                if good:
+                    self._keep(self._welcome, client_network(address), CACHE_SECONDS, CACHE_LIMIT)
+                    await self._book.succeeded(address, user)
+                else:
+                    self._heed(await self._book.failed(address, user), address, user)
+        except (QueueDown, ServerAnswer, TimeoutError):
+            pass
+
+    def _heed(self, standing: Standing, address: str, user: str) -> None:
+        """A user is refused to strangers only: else anybody could lock out an account."""
+        network = client_network(address)
+        if standing.address > 0:
+            self._keep(self._refused, network, min(standing.address, BELIEVED_SECONDS), REFUSED_LIMIT)
+        if standing.user > 0 and not standing.known:
+            self._keep(self._refused, f"{network} {user}", min(standing.user, BELIEVED_SECONDS), REFUSED_LIMIT)
+
+    def _until(self, kept: OrderedDict[str, float], name: str) -> float:
+        """Seconds left, ≤ 0 when it does not count (any more)."""
+        return kept.get(name, 0.0) - self._clock() if name in kept else 0.0
+
+    def _keep(self, kept: OrderedDict[T, float], name: T, seconds: float, most: int) -> None:
+        kept[name] = self._clock() + seconds
+        kept.move_to_end(name)
+        if len(kept) > most:
+            kept.popitem(last=False)
+
+    # ── passwords ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _stored(self, account: AccountSettings | None, user: str) -> list[str]:
+        """The hashes to try; for a user who has none, as many and as dear as some account's that nobody can match."""
+        if account is not None and account.password_hash is not None:
+            return [account.password_hash.get_secret_value()]
+        return [self._dummy(user)]
+
+    def _may_look(self, network: str) -> bool:
+        """Where good clients and guessers share an address the good ones get in; but nobody guesses at the speed of a
+        hash that is not meant to be slow."""
+        if self._until(self._refused, network) <= 0:
+            return True
+        second = int(self._clock())
+        if self._glimpsed[0] != second:
+            self._glimpsed = (second, Counter())
+        self._glimpsed[1][network] += 1
+        return self._glimpsed[1][network] <= GLIMPSES
+
+    def _ticket(self, network: str, user: str, password: bytes, stored: str) -> bytes:
+        words = (network.encode("ascii"), user.encode("utf-8", "surrogateescape"), password)
+        text = b"\0".join((*words, stored.encode("ascii", "replace")))
         return hmac.digest(self._key, text, "sha256")
 
     def _is_good(self, ticket: bytes) -> bool:
@@ -75,22 +187,21 @@ class Authenticator:
         if until <= self._clock():
             del self._good[ticket]
             return False
-        self._good.move_to_end(ticket)
+        self._keep(self._good, ticket, CACHE_SECONDS, CACHE_LIMIT)
         return True
 
-    def _remember(self, ticket: bytes) -> None:
-        self._good[ticket] = self._clock() + CACHE_SECONDS
-        if len(self._good) > CACHE_LIMIT:
-            self._good.popitem(last=False)
-
-    async def _argon2(self, stored: str, password: bytes) -> bool:
-        if self._waiting >= QUEUE_LIMIT:
-            raise AuthBusy
-        self._waiting += 1
+    async def _check(self, network: str, stored: list[str], password: bytes, known: bool) -> int:
+        """Which of the hashes matches, −1 = none. All are tried, whatever comes of the first."""
+        found = -1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._matches, stored, password)
-        finally:
-            self._waiting -= 1
+            async with self._turns.turn(network, known):
+                for index, one in enumerate(stored):
+                    loop = asyncio.get_running_loop()
+                    if await loop.run_in_executor(self._thread, self._matches, one, password) and found < 0:
+                        found = index
+        except TooManyWaiting:
+            raise AuthBusy from None
+        return found
 
     def _matches(self, stored: str, password: bytes) -> bool:
         try:

@@ -21,6 +21,7 @@ from config.load import ConfigError, Loaded, default_path, load
 from config.process import Service
 from config.reload import Reloader
 from mailqueue.errors import QueueDown, QueueRefused
+from mailqueue.failures import FailureLimits, Failures
 from mailqueue.queue import Queue
 from relayd.server import Relayd
 
@@ -56,7 +57,8 @@ async def serve(path: Path, loaded: Loaded) -> None:
     try:
         queue.watch()
         await queue.set_weights({account.name: account.weight for account in settings.accounts})
-        relayd = Relayd(settings, queue, registry)
+        failures = Failures(queue.shards[0], FailureLimits.of(settings.relayd))
+        relayd = Relayd(settings, queue, registry, failures)
 
         def ready() -> list[str]:
             return [] if queue.accepting else ["the queue does not accept mail"]

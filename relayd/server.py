@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from config.settings import ListenerSettings, Settings, refuse_public
 from relayd import replies
 from relayd.accounts import Accounts
-from relayd.auth import Authenticator
+from relayd.auth import Authenticator, Book
 from relayd.handler import Submission, SubmissionHandler
 from relayd.listener.connection import Connection, Surroundings, mould
 from relayd.listener.gate import Census, Gate
@@ -78,13 +78,13 @@ def bind(listener: ListenerSettings) -> socket.socket:
 class Relayd:
     """Everything of one relayd process but its signals, its metrics port and the queue's life."""
 
-    def __init__(self, settings: Settings, queue: Submission, registry: CollectorRegistry) -> None:
+    def __init__(self, settings: Settings, queue: Submission, registry: CollectorRegistry, book: Book) -> None:
         """ValueError: accounts that contradict each other."""
         self._settings = settings
         self._queue = queue
         self._metrics = ListenerMetrics(registry)
         self._accounts = Accounts(settings.accounts)
-        self._authenticator = Authenticator(self._accounts)
+        self._authenticator = Authenticator(self._accounts, book)
         self._handler = SubmissionHandler(queue, Preparation(terms(settings), queue.new_id), self._metrics)
         self._census = Census()
         self._volume = Volume()
@@ -194,6 +194,8 @@ class Relayd:
     def _admit(self, address: str) -> Reply | None:
         if self.draining:
             return replies.SHUTTING_DOWN
+        if self._authenticator.shuns(address) and self._accounts.by_address(address) is None:
+            return replies.TOO_MANY_FAILED_AUTH
         limits = self._settings.relayd
         return self._census.join(address, limits.max_connections, limits.max_connections_per_address)
 

@@ -13,10 +13,12 @@ from argon2 import PasswordHasher
 
 from config.settings import AccountSettings
 from relayd.accounts import Accounts
-from relayd.auth import CACHE_SECONDS, QUEUE_LIMIT, AuthBusy, Authenticator
+from relayd.auth import CACHE_SECONDS, AuthBusy, Authenticator
+from relayd.turns import PER_ADDRESS, STRANGERS
 from tests.conftest import Certificate
-from tests.listening import HASH, PASSWORD, House, RecordingQueue, b64, listening, run, settings
+from tests.listening import HASH, PASSWORD, Forgiving, House, RecordingQueue, b64, listening, run, settings
 
+CLIENT = "127.0.0.1"
 PLAIN = b64(f"\0user\0{PASSWORD}")
 
 
@@ -196,21 +198,21 @@ def test_only_successes_are_cached_and_a_new_hash_is_a_miss() -> None:
     async def scenario() -> None:
         now = [0.0]
         accounts = Accounts([account()])
-        authenticator = Authenticator(accounts, clock=lambda: now[0])
+        authenticator = Authenticator(accounts, Forgiving(), clock=lambda: now[0])
         calls: list[str] = []
         matches = authenticator._matches
         authenticator._matches = lambda stored, password: (calls.append(stored), matches(stored, password))[1]  # type: ignore[method-assign,func-returns-value]
         for _ in range(3):
-            assert await authenticator.verify("user", PASSWORD.encode()) is not None
+            assert await authenticator.verify("user", PASSWORD.encode(), CLIENT) is not None
         assert len(calls) == 1
         for _ in range(2):
-            assert await authenticator.verify("user", b"wrong") is None
+            assert await authenticator.verify("user", b"wrong", CLIENT) is None
         assert len(calls) == 3
         now[0] += CACHE_SECONDS
-        assert await authenticator.verify("user", PASSWORD.encode()) is not None
+        assert await authenticator.verify("user", PASSWORD.encode(), CLIENT) is not None
         assert len(calls) == 4
         accounts.swap([account(password_hash=PasswordHasher(1, 8, 1).hash("another"))])
-        assert await authenticator.verify("user", PASSWORD.encode()) is None
+        assert await authenticator.verify("user", PASSWORD.encode(), CLIENT) is None
         assert len(calls) == 5
         authenticator.close()
 
@@ -219,10 +221,10 @@ def test_only_successes_are_cached_and_a_new_hash_is_a_miss() -> None:
 
 def test_an_unknown_user_costs_a_verification_of_the_same_parameters() -> None:
     async def scenario() -> None:
-        authenticator = Authenticator(Accounts([account()]))
+        authenticator = Authenticator(Accounts([account()]), Forgiving())
         calls: list[str] = []
         authenticator._matches = lambda stored, password: bool(calls.append(stored))  # type: ignore[method-assign,func-returns-value]
-        assert await authenticator.verify("nobody", b"x") is None
+        assert await authenticator.verify("nobody", b"x", CLIENT) is None
         assert calls[0].rsplit("$", 2)[0] == HASH.rsplit("$", 2)[0]
         assert len(calls[0]) == len(HASH)
         del authenticator._matches
@@ -232,15 +234,20 @@ def test_an_unknown_user_costs_a_verification_of_the_same_parameters() -> None:
     run(scenario())
 
 
-def test_the_queue_before_argon2_is_bounded() -> None:
+def test_the_queue_before_argon2_is_bounded_and_nobody_fills_it_alone() -> None:
     async def scenario() -> None:
-        authenticator = Authenticator(Accounts([account()]))
-        waiting = [asyncio.ensure_future(authenticator.verify("user", b"%d" % n)) for n in range(QUEUE_LIMIT)]
+        authenticator = Authenticator(Accounts([account()]), Forgiving())
+        waiting = [asyncio.ensure_future(authenticator.verify("user", b"x", CLIENT)) for _ in range(PER_ADDRESS)]
         await asyncio.sleep(0)
         with pytest.raises(AuthBusy):
-            await authenticator.verify("user", b"one more")
-        assert await asyncio.gather(*waiting) == [None] * QUEUE_LIMIT
-        assert await authenticator.verify("user", PASSWORD.encode()) is not None
+            await authenticator.verify("user", b"one more", CLIENT)
+        others = STRANGERS + 1 - PER_ADDRESS  # one is with argon2 already
+        waiting += [asyncio.ensure_future(authenticator.verify("user", b"x", f"10.0.0.{n}")) for n in range(others)]
+        await asyncio.sleep(0)
+        with pytest.raises(AuthBusy):
+            await authenticator.verify("user", b"one more", "10.0.1.1")
+        assert await asyncio.gather(*waiting) == [None] * len(waiting)
+        assert await authenticator.verify("user", PASSWORD.encode(), CLIENT) is not None
         authenticator.close()
 
     run(scenario())

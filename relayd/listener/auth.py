@@ -8,17 +8,20 @@ import binascii
 import structlog
 
 from relayd import replies
-from relayd.auth import AuthBusy
+from relayd.auth import AuthBusy, AuthRefused
 from relayd.listener.hello import HelloVerbs
 from relayd.replies import Reply
 
 MAX_FAILURES = 3  # per session, then 421
+MAX_REFUSALS = 10  # attempts that were not even looked at
 _NAME_LIMIT = 64
 
 log = structlog.get_logger()
 
 
 class AuthVerb(HelloVerbs):
+    refused_auth = 0
+
     async def smtp_AUTH(self, arg: str) -> None:
         refusal = self._check_auth()
         if refusal is None:
@@ -55,9 +58,18 @@ class AuthVerb(HelloVerbs):
 
     async def _judge(self, mechanism: str, user: str, password: bytes) -> Reply | None:
         try:
-            account = await self.around.authenticator.verify(user, password)
+            account = await self.around.authenticator.verify(user, password, self.address)
         except AuthBusy:
-            return replies.AUTH_BUSY
+            return self._put_off(replies.AUTH_BUSY)
+        except AuthRefused as refused:
+            if not self.refused_auth:
+                log.warning(
+                    "authentication refused",
+                    client=self.address,
+                    seconds=round(refused.seconds),
+                    listener=self.around.listener,
+                )
+            return self._put_off(replies.AUTH_REFUSED)
         if account is not None:
             self.account = account
             self.authenticated = True
@@ -75,6 +87,15 @@ class AuthVerb(HelloVerbs):
         if self.failed_auth < MAX_FAILURES:
             return replies.AUTH_FAILED
         self.say(replies.AUTH_FAILED)
+        self.hang_up(replies.TOO_MANY_FAILED_AUTH)
+        return None
+
+    def _put_off(self, reply: Reply) -> Reply | None:
+        """454, and 421 to who goes on knocking."""
+        self.refused_auth += 1
+        if self.refused_auth < MAX_REFUSALS:
+            return reply
+        self.say(reply)
         self.hang_up(replies.TOO_MANY_FAILED_AUTH)
         return None
 

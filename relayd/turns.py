@@ -1,0 +1,72 @@
+"""One password at a time, and whose turn it is: who has got in before goes first, and nobody holds more than two places.
+
+argon2 is dear on purpose; this is what keeps a guesser from making it dear for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+STRANGERS = 32  # waiting at once; at 20 ms each the last one waits two thirds of a second
+KNOWN = 16
+PER_ADDRESS = 2
+
+
+class TooManyWaiting(Exception):
+    """No place: come back later."""
+
+
+class Turns:
+    """One per process, used from its loop only."""
+
+    def __init__(self, strangers: int = STRANGERS, known: int = KNOWN, per_address: int = PER_ADDRESS) -> None:
+        self._most = {False: strangers, True: known}
+        self._per_address = per_address
+        self._queues: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
+        self._by_address: Counter[str] = Counter()
+        self._busy = False
+
+    @asynccontextmanager
+    async def turn(self, address: str, known: bool) -> AsyncIterator[None]:
+        """Waits for it. Raises TooManyWaiting at once when the queue, or this address's share of it, is full."""
+        queue = self._queues[known]
+        if len(queue) >= self._most[known] or self._by_address[address] >= self._per_address:
+            raise TooManyWaiting
+        self._by_address[address] += 1
+        try:
+            await self._wait(queue)
+            try:
+                yield
+            finally:
+                self._next()
+        finally:
+            self._by_address[address] -= 1
+            if self._by_address[address] <= 0:
+                del self._by_address[address]
+
+    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+        if not self._busy:
+            self._busy = True
+            return
+        place = asyncio.get_running_loop().create_future()
+        queue.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place in queue:
+                queue.remove(place)
+            elif not place.cancelled():  # the turn was ours already: hand it on
+                self._next()
+            raise
+
+    def _next(self) -> None:
+        for queue in (self._queues[True], self._queues[False]):
+            while queue:
+                place = queue.popleft()
+                if not place.done():
+                    place.set_result(None)
+                    return
+        self._busy = False
