@@ -129,6 +129,13 @@ def _a_label(label: str) -> str:
     return "xn--" + label.encode("punycode").decode("ascii")
 
 
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return hostname(text)
+
+
 def _source(text: str) -> str:
     expand(text)
     return text
@@ -146,6 +153,7 @@ def _nameserver(text: str) -> str:
 
 
 Hostname = Annotated[str, AfterValidator(hostname)]
+Host = Annotated[str, AfterValidator(_host)]  # a name or an address
 SourceAddress = Annotated[str, AfterValidator(_source)]
 InsidePort = Annotated[str, AfterValidator(_inside_port)]  # "address:port" that the outside cannot reach, or ""
 Nameserver = Annotated[str, AfterValidator(_nameserver)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
+from config import routes
 from config.addresses import IPNetwork, network_inside
 from config.schema import Problem
 from config.settings import AccountSettings, Settings
@@ -22,6 +23,7 @@ def problems(settings: Settings) -> list[Problem]:
         *_ways_in(settings),
         *_pools(settings),
         *_listeners(settings),
+        *routes.problems(settings),
     ]
 
 
@@ -37,6 +39,7 @@ def warnings(settings: Settings) -> list[Problem]:
     for index, listener in enumerate(settings.relayd.listeners):
         if listener.allow_public:
             found.append(Problem(f"relayd.listeners[{index}].allow_public", "the outside may reach this listener"))
+    found += routes.warnings(settings)
     return found
 
 

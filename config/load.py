@@ -11,11 +11,13 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin
 
-from config import check
+from pydantic import SecretStr
+
+from config import check, route_files
 from config.providers import Providers
 from config.schema import ConfigError, Problem, Section, fields_of, fit, join, leaves, nearest, section_in
 from config.settings import Settings
@@ -32,6 +34,7 @@ class Loaded:
     origins: Mapping[str, str]  # dotted key → "default" | "file <path>" | "environment NAME"
     providers: Providers
     warnings: tuple[str, ...] = ()
+    passwords: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)  # of routes, by name
 
 
 def default_path(environ: Mapping[str, str]) -> Path:
@@ -46,18 +49,19 @@ def load(path: str | Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     places, problems = _from_environment(environ, data)
     settings, wrong = fit(Settings, data)
     problems += [_sourced(problem, places) for problem in wrong]
-    providers = None
+    providers: Providers | None = None
+    passwords: Mapping[str, SecretStr] = {}
     if settings is not None:
-        problems += [_sourced(problem, places) for problem in check.problems(settings)]
+        passwords, unreadable = route_files.read(settings.routes)
+        problems += [_sourced(problem, places) for problem in [*check.problems(settings), *unreadable]]
         try:
             providers = Providers.load(settings.delivery.providers)
         except ConfigError as error:
             problems += error.problems
     if problems or settings is None or providers is None:
         raise ConfigError(problems)
-    return Loaded(
-        settings, _origins(settings, data, places, path), providers, tuple(str(w) for w in check.warnings(settings))
-    )
+    origins, warnings = _origins(settings, data, places, path), tuple(str(w) for w in check.warnings(settings))
+    return Loaded(settings, origins, providers, warnings, passwords)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -82,7 +86,13 @@ def _settle_paths(data: dict[str, Any], directory: Path) -> None:
     relayd = data.get("relayd")
     listeners = relayd.get("listeners") if isinstance(relayd, dict) else None
     elements = listeners if isinstance(listeners, list) else []
-    tables = [(data.get("delivery"), "providers"), *((e, name) for e in elements for name in ("certificate", "key"))]
+    routes = data.get("routes")
+    ways = routes if isinstance(routes, list) else []
+    tables = [
+        (data.get("delivery"), "providers"),
+        *((element, name) for element in elements for name in ("certificate", "key")),
+        *((way, name) for way in ways for name in ("ca_file", "password_file")),
+    ]
     for table, name in tables:
         if isinstance(table, dict) and isinstance(table.get(name), str) and table[name]:
             table[name] = str((directory / table[name]).absolute())
@@ -91,12 +101,12 @@ def _settle_paths(data: dict[str, Any], directory: Path) -> None:
 def _variables(model: type[Section] = Settings, path: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Every variable that there is → (path of the key, its annotation)."""
     found: dict[str, tuple[tuple[str, ...], Any]] = {}
-    for name, field in fields_of(model).items():
-        shape, section = section_in(field.annotation)
+    for name, facts in fields_of(model).items():
+        shape, section = section_in(facts.annotation)
         if shape == "one" and section is not None:
             found |= _variables(section, (*path, name))
         else:
-            found[PREFIX + "__".join((*path, name)).upper()] = ((*path, name), field.annotation)
+            found[PREFIX + "__".join((*path, name)).upper()] = ((*path, name), facts.annotation)
     return found
 
 

@@ -111,6 +111,9 @@ def differences(old: Loaded, new: Loaded) -> dict[str, str]:
         if (key in before, before.get(key)) != (key in after, after.get(key))
     }
     changes |= dict.fromkeys(_changed_secrets(old.settings, new.settings, before, after), "changed")
+    for name in sorted({*old.passwords, *new.passwords}):
+        if old.passwords.get(name) != new.passwords.get(name):
+            changes[f"routes.{name}.password"] = "changed"
     rules = old.providers.rules, new.providers.rules
     for name in sorted({*rules[0], *rules[1]}):
         if rules[0].get(name) != rules[1].get(name):

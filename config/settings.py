@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 
 from config.accounts import AccountSettings, MailClass
 from config.addresses import (
+    Host,
     Hostname,
     InsidePort,
     IPNetwork,
@@ -215,7 +216,7 @@ class RouteSettings(Section):
     recipient_domains: tuple[str, ...] = ()
     sender_domains: tuple[str, ...] = ()
     accounts: tuple[str, ...] = ()
-    host: Hostname
+    host: Host = Field(description="name or address; the certificate must be its")
     port: int = Field(587, ge=1, le=65535)
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     ca_file: str | None = Field(None, description="authorities of the smarthost's certificate; empty = the system's")
@@ -223,6 +224,7 @@ class RouteSettings(Section):
     password_file: str | None = Field(None, description="file of mode 0600")
     connections: int = Field(4, ge=1, le=1000, description="at once, of all processes together")
     messages_per_connection: int = Field(100, ge=1)
+    pool: str = Field("default", description="whose sources connect to it")
 
 
 class SigningSettings(Section):
