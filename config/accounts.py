@@ -7,7 +7,7 @@ import datetime
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from config.addresses import Hostname, ascii_domain
 from config.durations import Seconds, UnknownPolicy
@@ -47,6 +47,10 @@ class AccountSettings(Section):
     networks: tuple[str, ...] = Field((), description="client networks that need no password; non-global, ≤ /16")
     user: str | None = Field(None, description="AUTH name, when it differs from the account's")
     password_hash: SecretStr | None = Field(None, description="argon2id; make one with `relayctl account hash`")
+    previous_hash: SecretStr | None = Field(
+        None, description="the password before it, which counts until previous_until"
+    )
+    previous_until: AwareDatetime | None = None
     password_networks: tuple[str, ...] = Field((), description="where the password counts; empty = everywhere")
     # as what it may send
     senders: tuple[SenderPattern, ...] = Field(
@@ -86,12 +90,19 @@ class AccountSettings(Section):
         """The AUTH name; None when the account has no password."""
         return (self.user or self.name) if self.password_hash else None
 
+    def hashes(self, now: float) -> tuple[str, ...]:
+        """The hashes that count at ``now`` (Unix seconds), the newest first."""
+        found = [self.password_hash] if self.password_hash else []
+        if self.previous_hash and self.previous_until and now < self.previous_until.timestamp():
+            found.append(self.previous_hash)
+        return tuple(each.get_secret_value() for each in found)
+
     @property
     def metered(self) -> bool:
         """Whether accepted recipients are taken from a quota."""
         return self.quota != "none" and not self.test
 
-    @field_validator("password_hash")
+    @field_validator("password_hash", "previous_hash")
     @classmethod
     def _argon2id(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith("$argon2id$"):
@@ -109,6 +120,10 @@ class AccountSettings(Section):
             problems.append(("term_from" if self.term_from else "term_until", 'only with quota = "bag"'))
         if self.term_from and self.term_until and self.term_until < self.term_from:
             problems.append(("term_until", "lies before term_from"))
+        if (self.previous_hash is None) != (self.previous_until is None) or (
+            self.previous_hash and not self.password_hash
+        ):
+            problems.append(("previous_until", "previous_hash and previous_until go together, beside password_hash"))
         if self.parent == self.name:
             problems.append(("parent", "an account is not its own parent"))
         if problems:

@@ -26,7 +26,9 @@ fa:<network>           string    failed authentications of a client network; fu:
 fk:<user hash>:<net>   string    the user has succeeded from there lately
 put, settled           hash      writer, epoch → "<number> <ms> <answer>" of its last batch
 weight                 hash      account number → weight
-meta                   hash      schema, epoch (last one given), stops (version)
+accounts               hash      name → "<revision> <changed at, ms> <JSON>" (shard 0 alone); also the channel of changes
+ac:<token>             string    version that a change of accounts made, so that its repetition changes nothing
+meta                   hash      schema, epoch (last one given), stops (version), accounts (version)
 bell                   channel   something is due earlier than known
 events:{qN}            stream    the events, field "e"
 =====================  ========  ==================================================================================

@@ -15,6 +15,7 @@ import structlog
 
 from config.settings import QueueSettings
 from mailqueue import content, keys, memory, scripts, server
+from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
@@ -168,6 +169,9 @@ class Queue:
             await shard.command("HSETNX", flow, field, await shard.command("HINCRBY", flow, "#a", 1))
             number = await shard.command("HGET", flow, field)
         return number.decode() if isinstance(number, bytes) else str(number)
+
+    def accounts(self) -> AccountStore:
+        return AccountStore(self.shards[0], self._bells[0])
 
     # ── delivery ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -23,6 +23,7 @@ from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 VERBS = (
     *("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop"),
     "auth",
+    "accounts",
 )
 Argument = bytes | str | int | float
 
