@@ -1,4 +1,4 @@
-"""The client's side of SMTP without I/O (RFC 5321, 2920, 1870, 6152, 6531, 3207): bytes in, events out.
+"""The client's side of SMTP without I/O (RFC 5321, 2920, 1870, 6152, 6531, 3461, 3207): bytes in, events out.
 
 The driver writes what ``Send`` events carry, calls one verb at a time (``ehlo``, ``begin``, ``content``, ``quit`` …)
 and tells the dialogue when the connection is gone (``lost``). Who speaks next is one queue: ``_awaited`` holds, in
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from delivery.extensions import Extensions, extensions_of, mail_command, unfit, unsendable
+from delivery.extensions import Extensions, extensions_of, mail_command, rcpt_command, unfit, unsendable
 from delivery.reply import Phase, ProtocolFault, Reply, ReplyParser
 from delivery.transaction import Exchange, RecipientResult, Transaction, TransactionResult, refuse_all
 
@@ -127,7 +127,7 @@ class Dialogue:
         refusal = unfit(self.extensions, transaction)
         if refusal is not None:
             return [Done(refuse_all(transaction, refusal))]
-        self._exchange = Exchange(transaction, unsendable(transaction))
+        self._exchange = Exchange(transaction, unsendable(transaction), "DSN" in self.extensions)
         if not self._exchange.asked:
             return [self._done()]
         commands = []
@@ -141,9 +141,8 @@ class Dialogue:
             return [Send(commands[0].encode("ascii"))]
         commands.append(mail_command(self.extensions, transaction))
         self._awaited.append((Phase.MAIL, _SESSION))
-        recipients = transaction.recipients
         for index in self._exchange.asked:
-            commands.append(f"RCPT TO:<{recipients[index]}>\r\n")
+            commands.append(rcpt_command(self.extensions, transaction, index))
             self._awaited.append((Phase.RCPT, index))
         commands.append("DATA\r\n")
         self._awaited.append((Phase.DATA, _SESSION))
@@ -263,7 +262,7 @@ class Dialogue:
             events.append(self._done())
         elif step < len(exchange.asked):
             index = exchange.asked[step]
-            command = f"RCPT TO:<{exchange.transaction.recipients[index]}>\r\n"
+            command = rcpt_command(self.extensions, exchange.transaction, index)
             events.append(Send(self._say(Phase.RCPT, command, index)))
         else:
             events.append(Send(self._say(Phase.DATA, "DATA\r\n")))

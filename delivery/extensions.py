@@ -24,15 +24,44 @@ def extensions_of(reply: Reply) -> Extensions:
 
 
 def mail_command(offered: Extensions, transaction: Transaction) -> str:
-    """MAIL with the parameters of RFC 1870, 6152 and 6531 that are offered and needed."""
-    line = f"MAIL FROM:<{transaction.reverse_path}>"
+    return " ".join([f"MAIL FROM:<{transaction.reverse_path}>", *mail_parameters(offered, transaction)]) + "\r\n"
+
+
+def rcpt_command(offered: Extensions, transaction: Transaction, index: int) -> str:
+    parameters = rcpt_parameters(offered, transaction, index)
+    return " ".join([f"RCPT TO:<{transaction.recipients[index]}>", *parameters]) + "\r\n"
+
+
+def mail_parameters(offered: Extensions, transaction: Transaction) -> list[str]:
+    """Those of RFC 1870, 6152, 6531 and 3461 that are offered and needed."""
+    parameters = []
     if "SIZE" in offered:
-        line += f" SIZE={len(transaction.content)}"
+        parameters.append(f"SIZE={len(transaction.content)}")
     if transaction.body == "8BITMIME":
-        line += " BODY=8BITMIME"
+        parameters.append("BODY=8BITMIME")
     if transaction.smtputf8:
-        line += " SMTPUTF8"
-    return line + "\r\n"
+        parameters.append("SMTPUTF8")
+    if "DSN" in offered:
+        parameters += _said(transaction, ("RET", transaction.ret), ("ENVID", transaction.envid))
+    return parameters
+
+
+def rcpt_parameters(offered: Extensions, transaction: Transaction, index: int) -> list[str]:
+    """NOTIFY and ORCPT as they came; what was not said is not said for the sender (RFC 3461 §5.2.1)."""
+    if "DSN" not in offered:
+        return []
+    notify = transaction.notify[index] if transaction.notify else ""
+    orcpt = transaction.orcpt[index] if transaction.orcpt else ""
+    return _said(transaction, ("NOTIFY", notify), ("ORCPT", orcpt))
+
+
+def _said(transaction: Transaction, *pairs: tuple[str, str]) -> list[str]:
+    """A value that is no single word of the session's characters would be a command of its own: it is left out."""
+    return [
+        f"{name}={value}"
+        for name, value in pairs
+        if value and value.isprintable() and " " not in value and (transaction.smtputf8 or value.isascii())
+    ]
 
 
 def unfit(offered: Extensions, transaction: Transaction) -> Reply | None:

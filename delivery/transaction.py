@@ -22,6 +22,10 @@ class Transaction:
     content: bytes
     body: str = "7BIT"  # 7BIT | 8BITMIME
     smtputf8: bool = False
+    ret: str = ""  # this and the next three as they came (RFC 3461 §4), "" = nothing said
+    envid: str = ""
+    notify: tuple[str, ...] = ()  # one per recipient, or () = nothing said of any; so orcpt
+    orcpt: tuple[str, ...] = ()
     before_mail: Callable[[], bool] | None = None
     before_dot: Callable[[], Awaitable[bool]] | None = None
 
@@ -47,19 +51,24 @@ class RecipientResult:
 
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
-    """One result per recipient, in the transaction's order. ``aborted``: one of the ``before_`` hooks said no."""
+    """One result per recipient, in the transaction's order. ``aborted``: one of the ``before_`` hooks said no.
+
+    ``dsn``: the next hop was given the DSN parameters, so that it is its part to tell of success (RFC 3461 §5.2.1).
+    """
 
     recipients: tuple[RecipientResult, ...]
     aborted: bool = False
+    dsn: bool = False
 
 
 class Exchange:
     """What each recipient of the transaction under way has been told so far."""
 
-    __slots__ = ("accepted", "asked", "dotted", "refused", "results", "transaction")
+    __slots__ = ("_dsn", "accepted", "asked", "dotted", "refused", "results", "transaction")
 
-    def __init__(self, transaction: Transaction, local: dict[int, Reply]) -> None:
+    def __init__(self, transaction: Transaction, local: dict[int, Reply], dsn: bool = False) -> None:
         self.transaction = transaction
+        self._dsn = dsn  # the next hop offers it
         self.results: list[RecipientResult | None] = [None] * len(transaction.recipients)
         for index, reply in local.items():
             self.results[index] = RecipientResult(reply, Phase.RCPT, local=True)
@@ -97,7 +106,7 @@ class Exchange:
         results = tuple(result for result in self.results if result is not None)
         if len(results) != len(self.transaction.recipients):
             raise ValueError("a recipient without a result")
-        return TransactionResult(results, aborted)
+        return TransactionResult(results, aborted, self._dsn)
 
 
 def refuse_all(transaction: Transaction, reply: Reply, phase: Phase = Phase.MAIL) -> TransactionResult:

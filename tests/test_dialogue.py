@@ -375,6 +375,58 @@ def test_parameters_as_offered() -> None:
     assert send.data.startswith(b"MAIL FROM:<a@out.test> SIZE=21 BODY=8BITMIME SMTPUTF8\r\nRCPT TO:<\xc3\xbc@in.test>")
 
 
+ASKED = mail(
+    "b@in.test",
+    "c@in.test",
+    ret="HDRS",
+    envid="QQ314159+2BaZ",
+    notify=("SUCCESS,FAILURE", ""),
+    orcpt=("rfc822;Jo+2Bx@Old.Test", "rfc822;c@in.test"),
+)
+DSN_COMMANDS = [
+    b"MAIL FROM:<a@out.test> RET=HDRS ENVID=QQ314159+2BaZ\r\n",
+    b"RCPT TO:<b@in.test> NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;Jo+2Bx@Old.Test\r\n",
+    b"RCPT TO:<c@in.test> ORCPT=rfc822;c@in.test\r\n",
+    b"DATA\r\n",
+]
+
+
+@feeds
+@pytest.mark.parametrize(
+    ("ehlo", "written"),
+    [
+        (b"250-mx.test\r\n250-PIPELINING\r\n250 DSN\r\n", DSN_COMMANDS),
+        (b"250-mx.test\r\n250 dsn\r\n", DSN_COMMANDS),
+        (
+            b"250-mx.test\r\n250 PIPELINING\r\n",
+            [b"MAIL FROM:<a@out.test>\r\n", b"RCPT TO:<b@in.test>\r\n", b"RCPT TO:<c@in.test>\r\n", b"DATA\r\n"],
+        ),
+    ],
+)
+def test_dsn_parameters_go_as_they_came_to_who_offers_dsn(feed: Feed, ehlo: bytes, written: list[bytes]) -> None:
+    """RFC 3461 §5.2.1 and §5.2.2 (a)."""
+    dialogue = ready(feed, ehlo)
+    events = dialogue.begin(ASKED)
+    if not dialogue.pipelining:
+        for _ in range(3):
+            events += feed(dialogue, b"250 ok\r\n")
+        assert feed(dialogue, b"354 go\r\n") == [ContentWanted()]
+    else:
+        assert feed(dialogue, b"250 ok\r\n" * 3 + b"354 go\r\n") == [ContentWanted()]
+    assert b"".join(event.data for event in events if isinstance(event, Send)) == b"".join(written)
+    dialogue.dot()
+    result = result_of(feed(dialogue, b"250 ok\r\n"))
+    assert result.dsn == (written is DSN_COMMANDS)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "x\r\nRSET", "é", "\x7f"])
+def test_a_dsn_parameter_that_is_no_word_is_left_out(value: str) -> None:
+    dialogue = ready(ehlo=b"250-mx.test\r\n250-PIPELINING\r\n250 DSN\r\n")
+    (send,) = dialogue.begin(mail(ret=value, envid=value, notify=(value,), orcpt=(value,)))
+    assert isinstance(send, Send)
+    assert send.data == b"MAIL FROM:<a@out.test>\r\nRCPT TO:<b@in.test>\r\nDATA\r\n"
+
+
 @pytest.mark.parametrize("size", ["0", "", "many", "9" * 30])
 def test_a_size_that_is_no_limit(size: str) -> None:
     dialogue = ready(ehlo=f"250-mx\r\n250 SIZE {size}\r\n".encode())
