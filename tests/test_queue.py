@@ -173,6 +173,26 @@ def test_recipients_of_one_message_are_claimed_together(shared_redis: Any) -> No
     asyncio.run(scenario())
 
 
+def test_recipients_with_return_paths_are_a_transaction_each(shared_redis: Any) -> None:
+    """Else most of what is claimed would be put back, time and again: a grant is for so many transactions."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            people = tuple(f"u{n}@x.test" for n in range(30))
+            await queue.put(message(*people, return_paths=tuple(f"r{n}@back.test" for n in range(30))))
+            await queue.put(message(*(f"v{n}@x.test" for n in range(10))))
+            (ticket,), _, _ = await worker.due(ALL)
+            first = await worker.claim(ClaimRequest(ticket, 4, recipients=100, keep=True))
+            assert (len(first.items), first.left) == (4, 36)
+            assert [item.message.envelope.reverse_path_of(item.index) for item in first.items] == [
+                f"r{item.index}@back.test" for item in first.items
+            ]
+            rest = await worker.claim(ClaimRequest(ticket, 27, recipients=100))
+            assert (len(rest.items), rest.left) == (36, 0), "26 alone, 10 together"
+
+    asyncio.run(scenario())
+
+
 def test_accounts_share_a_lane_whatever_their_campaigns(shared_redis: Any) -> None:
     async def scenario() -> None:
         async with opened(shared_redis.url) as queue, working(queue) as worker:

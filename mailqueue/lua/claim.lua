@@ -3,7 +3,7 @@
 -- nothing and is given back.
 -- KEYS: prefix, events. ARGV: epoch, number, lease ms of a kept ticket, bytes of content the worker has room for (one
 -- message is given all the same), r, r × (class letter, flow, destination, transactions wanted, most recipients per
--- transaction, keep 0|1).
+-- transaction, keep 0|1). A message marked so by content.py (first bit of its size) has one recipient per transaction.
 -- Returns: {answers, contents}; answers = per request {items left due, item, state or "", item, state or "", …};
 -- contents = {id, stored message, …} once per message with a single recipient (the others are fetched and cached by
 -- the worker).
@@ -65,15 +65,17 @@ local function claim(class, flow, destination, wanted, most, keep)
   if halted then wanted, keep = 0, false end
   local items, messages, last = {}, 0, nil
   local offset, chunk = 0, wanted
-  local in_message = 0
+  local in_message, most_here = 0, most -- of the message under way
   while wanted > 0 do
     local found = call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', offset, chunk)
     for _, item in ipairs(found) do
       local id = id_of(item)
-      if id ~= last or in_message >= most then
+      if id ~= last or in_message >= most_here then
         if id ~= last then
           local size = call('GETRANGE', P .. 'm:' .. id, 10, 13)
           size = #size == 4 and struct.unpack('>I4', size) or 0
+          most_here = size >= 2147483648 and 1 or most
+          size = size % 2147483648
           if brought > 0 and brought + size > room then
             messages = wanted + 1
             break
@@ -87,7 +89,7 @@ local function claim(class, flow, destination, wanted, most, keep)
       in_message = in_message + 1
       items[#items + 1] = item
     end
-    if #found < chunk or messages > wanted or (messages == wanted and most == 1) then break end
+    if #found < chunk or messages > wanted or (messages == wanted and most_here == 1) then break end
     offset, chunk = offset + #found, messages == wanted and 16 or math.min(chunk * 2, 1000)
   end
   local stamp = number .. '\n' .. flow .. '\n' .. destination
