@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from config.replies import Rules
 from config.settings import RetrySettings
@@ -20,7 +20,7 @@ from mailqueue.worker import Settlement, Worker
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Items of one message that go in one mail transaction."""
+    """Items of one message that go in one mail transaction; one alone where each recipient has a return path."""
 
     worker: Worker
     items: tuple[QueueItem, ...]
@@ -28,12 +28,17 @@ class Parcel:
     def transaction(self) -> Transaction:
         """RFC 5321 §3.3; the lease is asked for before MAIL and before the final dot."""
         envelope, content = self.items[0].message.envelope, self.items[0].message.content
+        indexes = [item.index for item in self.items]
         return Transaction(
-            reverse_path=envelope.reverse_path,
+            reverse_path=envelope.reverse_path_of(indexes[0]),
             recipients=tuple(item.recipient for item in self.items),
             content=content,
             body=envelope.body,
             smtputf8=envelope.smtputf8,
+            ret=envelope.ret,
+            envid=envelope.envid,
+            notify=tuple(envelope.notify[index] for index in indexes) if envelope.notify else (),
+            orcpt=tuple(envelope.orcpt[index] for index in indexes) if envelope.orcpt else (),
             before_mail=self._ours,
             before_dot=self._commit,
         )
@@ -51,11 +56,15 @@ class Parcel:
 
 
 def parcels(worker: Worker, items: Iterable[QueueItem], most: int) -> list[Parcel]:
-    """Neighbours of one message together, at most ``most`` recipients each, in the order claimed."""
+    """Neighbours of one message together, at most ``most`` recipients each, in the order claimed.
+
+    Groups are counted as lua/claim.lua counts them, so that what was granted is what was claimed.
+    """
     found: list[Parcel] = []
     group: list[QueueItem] = []
     for item in items:
-        if group and (item.message is not group[0].message or len(group) >= most):
+        alone = bool(item.message.envelope.return_paths)  # MAIL says one reverse-path
+        if group and (alone or item.message is not group[0].message or len(group) >= most):
             found.append(Parcel(worker, tuple(group)))
             group = []
         group.append(item)
@@ -78,6 +87,8 @@ class Judge:
     ) -> list[tuple[Outcome, Settlement]]:
         """One per item, in order."""
         now = int(time.time() * 1000)
+        if result.dsn:
+            via = replace(via, dsn=True)
         return [
             (outcome := judged(told, self.rules, via), self.settlement(item, outcome, provider, now))
             for item, told in zip(parcel.items, result.recipients, strict=True)

@@ -1,13 +1,13 @@
 """Delivery status notifications: RFC 3464 in a multipart/report (RFC 6522), one per message for many recipients. Pure.
 
-Three parts: a text for people (Spanish, then English), the fields for machines, the header of the original. The whole is
-7-bit with CRLF line ends and lines of at most 998 characters, whatever a peer wrote into its reply or a sender into
-its header; nothing of theirs can begin a line of ours. A message with the null reverse-path gets none.
+Three parts: a text for people (Spanish, then English), the fields for machines, the header of the original or, after a
+failure and RET=FULL, all of it. CRLF line ends and lines of at most 998 characters, whatever a peer wrote into its
+reply or a sender into its header; 7-bit unless an 8-bit body goes back whole; nothing of theirs can begin a line of
+ours. A message with the null reverse-path gets none.
 """
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import textwrap
 import unicodedata
@@ -19,17 +19,19 @@ from typing import Literal
 
 from delivery.dsn_text import text_for_people
 from delivery.report import DsnRecord
+from delivery.returned import CRLF, LINE_LIMIT, entity, fits, quoted_printable, returned_part
+from delivery.xtext import decoded, typed
 from mailqueue.message import Envelope
 
-Kind = Literal["failed", "delayed"]
+Kind = Literal["failed", "delayed", "relayed"]
 
-HEADER_LIMIT = 16_384  # bytes of the original's header that are returned
-_LINE_LIMIT = 998  # RFC 5322 §2.1.1, without CRLF
+KINDS: tuple[Kind, ...] = ("failed", "delayed", "relayed")
 _FOLD_AT = 76
-_CRLF = b"\r\n"
+_VERBATIM_LIMIT = 900  # characters of a field body that is not folded
 _SUBJECT = {
     "failed": "Correo no entregado (Delivery Status Notification: failure)",
     "delayed": "Correo demorado (Delivery Status Notification: delay)",
+    "relayed": "Correo transferido a otro servidor (Delivery Status Notification: relayed)",
 }
 
 
@@ -53,10 +55,11 @@ def compose(
     if not records:
         raise ValueError("a DSN needs a recipient to speak of")
     host = ascii_line(reporting_mta) or "localhost"
+    full = kind == "failed" and envelope.ret == "FULL"  # RET speaks of failures only (RFC 3461 §4.3)
     parts = (
-        _text_part(envelope, records, kind, host),
+        _text_part(envelope, records, kind, host, too_large=full and not fits(original_content)),
         _status_part(envelope, records, kind, host),
-        _header_part(original_content),
+        returned_part(original_content, full),
     )
     boundary = _boundary(message_id, parts)
     head = [
@@ -67,17 +70,23 @@ def compose(
         f"Message-ID: <{ascii_line(message_id).replace(' ', '')}>",
         "Auto-Submitted: auto-replied",
         "MIME-Version: 1.0",
+        *([] if all(part.isascii() for part in parts) else ["Content-Transfer-Encoding: 8bit"]),
         f'Content-Type: multipart/report; report-type=delivery-status;\r\n boundary="{boundary}"',
         "",
         "This is a delivery status notification in MIME format.",
     ]
     delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
     body = b"".join(delimiter + part for part in parts)
-    return "\r\n".join(head).encode("ascii") + _CRLF + body + f"\r\n--{boundary}--\r\n".encode("ascii")
+    return "\r\n".join(head).encode("ascii") + CRLF + body + f"\r\n--{boundary}--\r\n".encode("ascii")
 
 
-def notification_envelope(original: Envelope, *, id: str, now_ms: int, expires_at: int) -> Envelope:
-    """How the DSN travels: null reverse-path, to the original's, from the same pool, with the account's other mail."""
+def notification_envelope(
+    original: Envelope, *, id: str, now_ms: int, expires_at: int, eight_bit: bool = False
+) -> Envelope:
+    """How the DSN travels: null reverse-path, to the original's, from the same pool, with the account's other mail.
+
+    Never to a signed return path, which is for what others have to say.
+    """
     return Envelope(
         id=id,
         account=original.account,
@@ -87,6 +96,7 @@ def notification_envelope(original: Envelope, *, id: str, now_ms: int, expires_a
         expires_at=expires_at,
         class_=original.class_,
         pool=original.pool,
+        body="8BITMIME" if eight_bit else "7BIT",
         smtputf8=not original.reverse_path.isascii(),
     )
 
@@ -109,26 +119,18 @@ def field(name: str, value: str) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    pieces = [line[at : at + _LINE_LIMIT - 1] for line in lines for at in range(0, len(line), _LINE_LIMIT - 1)]
+    pieces = [line[at : at + LINE_LIMIT - 1] for line in lines for at in range(0, len(line), LINE_LIMIT - 1)]
     return "\r\n ".join(pieces)
+
+
+def verbatim(name: str, value: str) -> str:
+    """A field whose body a sender will compare with what he gave; folded like others only where it must be."""
+    plain = value.isascii() and value.isprintable() and len(value) <= _VERBATIM_LIMIT
+    return f"{name}: {value}" if plain else field(name, value)
 
 
 def rfc5322_date(ms: int) -> str:
     return format_datetime(datetime.fromtimestamp(ms // 1000, UTC))
-
-
-def original_header(content: bytes, limit: int = HEADER_LIMIT) -> bytes:
-    """The header of a message, whole fields only, at most ``limit`` bytes; CRLF line ends."""
-    end = content.find(b"\r\n\r\n")
-    if content.startswith(_CRLF):
-        return b""
-    header = content[: end + 2] if end >= 0 else content
-    if len(header) <= limit:
-        return header if header.endswith(_CRLF) or not header else header + _CRLF
-    cut = header.rfind(_CRLF, 0, limit - 1)
-    while cut > 0 and header[cut + 2 : cut + 3] in b" \t":  # the next line continues the field
-        cut = header.rfind(_CRLF, 0, cut)
-    return header[: cut + 2] if cut > 0 else b""
 
 
 def _mailbox(address: str) -> str:
@@ -139,9 +141,10 @@ def _mailbox(address: str) -> str:
     return Header(printable, "utf-8", maxlinelen=_FOLD_AT, header_name="To").encode(linesep="\r\n") + ":;"
 
 
-def _text_part(envelope: Envelope, records: Sequence[DsnRecord], kind: Kind, host: str) -> bytes:
-    text = text_for_people(records, kind, host, rfc5322_date(envelope.received_at), _until(records))
-    return _entity("text/plain; charset=utf-8", "quoted-printable", _quoted_printable(text.encode("utf-8", "replace")))
+def _text_part(envelope: Envelope, records: Sequence[DsnRecord], kind: Kind, host: str, *, too_large: bool) -> bytes:
+    arrived = rfc5322_date(envelope.received_at)
+    text = text_for_people(records, kind, host, arrived, _until(records), too_large=too_large)
+    return entity("text/plain; charset=utf-8", "quoted-printable", quoted_printable(text.encode("utf-8", "replace")))
 
 
 def _until(records: Iterable[DsnRecord]) -> str:
@@ -150,8 +153,10 @@ def _until(records: Iterable[DsnRecord]) -> str:
 
 
 def _status_part(envelope: Envelope, records: Sequence[DsnRecord], kind: Kind, host: str) -> bytes:
+    envid = decoded(envelope.envid)
     groups = [
         [
+            *([verbatim("Original-Envelope-Id", envid)] if envid else []),
             field("Reporting-MTA", f"dns; {host}"),
             field("X-Tambo-Message", envelope.id),
             field("Arrival-Date", rfc5322_date(envelope.received_at)),
@@ -159,12 +164,14 @@ def _status_part(envelope: Envelope, records: Sequence[DsnRecord], kind: Kind, h
     ]
     groups += [_recipient_fields(record, kind) for record in records]
     text = "\r\n\r\n".join("\r\n".join(group) for group in groups) + "\r\n"
-    return _entity("message/delivery-status", "7bit", text.encode("ascii"))
+    return entity("message/delivery-status", "7bit", text.encode("ascii"))
 
 
 def _recipient_fields(record: DsnRecord, kind: Kind) -> list[str]:
     """RFC 3464 §2.3, in its order."""
+    original = typed(record.orcpt)
     lines = [
+        *([verbatim("Original-Recipient", original)] if original else []),
         field("Final-Recipient", record.final_recipient),
         field("Action", kind),
         field("Status", record.status),
@@ -179,32 +186,6 @@ def _recipient_fields(record: DsnRecord, kind: Kind) -> list[str]:
     if kind == "delayed" and record.retry_until:
         lines.append(field("Will-Retry-Until", rfc5322_date(record.retry_until)))
     return lines
-
-
-def _header_part(original_content: bytes) -> bytes:
-    header = original_header(original_content)
-    if _is_plain(header):
-        return _entity("text/rfc822-headers", "7bit", header)
-    return _entity("text/rfc822-headers", "quoted-printable", _quoted_printable(header))
-
-
-def _is_plain(data: bytes) -> bool:
-    """Fit for 7bit (RFC 2045 §2.7): ASCII, no NUL, CR and LF only together, no line too long."""
-    if not data.isascii() or b"\0" in data:
-        return False
-    lines = data.split(_CRLF)
-    return all(len(line) <= _LINE_LIMIT and b"\r" not in line and b"\n" not in line for line in lines)
-
-
-def _quoted_printable(data: bytes) -> bytes:
-    """RFC 2045 §6.7, CRLF in and out; a bare CR or LF is encoded, for it is no line end."""
-    lines = (binascii.b2a_qp(line, istext=False).replace(b"\n", _CRLF) for line in data.split(_CRLF))
-    return _CRLF.join(lines)
-
-
-def _entity(content_type: str, encoding: str, body: bytes) -> bytes:
-    head = f"Content-Type: {content_type}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
-    return head.encode("ascii") + body
 
 
 def _boundary(message_id: str, parts: Sequence[bytes]) -> str:

@@ -36,6 +36,11 @@ _OPENING = {
         "Este es el sistema de correo de {host}.\n\nSu mensaje del {arrived} todavía no ha sido entregado a:",
         "This is the mail system at {host}.\n\nYour message of {arrived} has not been delivered yet to:",
     ),
+    "relayed": (
+        "Este es el sistema de correo de {host}.\n\n"
+        "Su mensaje del {arrived} fue aceptado por el servidor de correo de:",
+        "This is the mail system at {host}.\n\nYour message of {arrived} was accepted by the mail server of:",
+    ),
 }
 _CLOSING = {
     "failed": ("No se harán más intentos.", "No more attempts will be made."),
@@ -43,26 +48,40 @@ _CLOSING = {
         "No tiene que hacer nada: se seguirá intentando{until}.",
         "There is nothing that you have to do: attempts go on{until}.",
     ),
+    "relayed": (
+        "Ese servidor no confirma la entrega en el buzón: no recibirá otra confirmación.",
+        "That server does not confirm delivery to the mailbox: you will get no other confirmation.",
+    ),
 }
+_TOO_LARGE = (
+    "El mensaje es demasiado grande para devolverlo entero; se adjunta su encabezado.",
+    "The message is too large to be returned whole; its header is attached.",
+)
 _UNTIL = (" hasta {until}", " until {until}")
 
 
-def text_for_people(records: Sequence[DsnRecord], kind: str, host: str, arrived: str, until: str) -> str:
-    """``arrived``, ``until``: dates as they shall be read, "" = not told. CRLF line ends."""
+def text_for_people(
+    records: Sequence[DsnRecord], kind: str, host: str, arrived: str, until: str, *, too_large: bool = False
+) -> str:
+    """``arrived``, ``until``: dates as they shall be read, "" = not told. ``too_large``: all of the message was asked
+    for and is not returned. CRLF line ends."""
     halves: list[str] = []
     for language in (0, 1):
         told_until = _UNTIL[language].format(until=until) if until else ""
         opening = _OPENING[kind][language].format(host=host, arrived=arrived)
         entries = [_entry(record, language) for record in records]
         closing = _CLOSING[kind][language].format(until=told_until)
-        halves.append("\n\n".join([opening, *entries, closing]))
+        notes = [closing, _TOO_LARGE[language]] if too_large else [closing]
+        halves.append("\n\n".join([opening, *entries, *notes]))
     return "\n\n----------\n\n".join(halves).replace("\n", "\r\n") + "\r\n"
 
 
 def _entry(record: DsnRecord, language: int) -> str:
     words = record.diagnostic_code.partition("; ")[2]
     host = f"{_line(record.remote_mta)}: " if record.remote_mta else ""
-    lines = [f"  <{_line(record.recipient)}>", f"    {meaning(record.status)[language]}"]
+    lines = [f"  <{_line(record.recipient)}>"]
+    if not record.status.startswith("2"):
+        lines.append(f"    {meaning(record.status)[language]}")
     if words:
         lines.append(f"    {host}{_line(words)}")
     return "\n".join(lines)

@@ -7,8 +7,8 @@ import time
 import structlog
 
 from config.settings import Settings
-from delivery.dsn import compose, notification_envelope
-from delivery.report import DsnRecord
+from delivery.dsn import KINDS, compose, notification_envelope
+from delivery.report import DsnRecord, mails_dsn
 from mailqueue import keys
 from mailqueue.content import Encoder
 from mailqueue.errors import QueueDown
@@ -21,7 +21,7 @@ log = structlog.get_logger("delivery")
 
 def record_of(envelope: Envelope, index: int, state: State, action: str, now: int) -> bytes:
     """What a DSN will say of an item that waits (``delayed``) or ran out of time (``failed``): the reaper's part."""
-    if envelope.is_notification:
+    if not mails_dsn(envelope, index, action):
         return b""
     text = state.reply or "not attempted yet"
     return DsnRecord(
@@ -32,6 +32,7 @@ def record_of(envelope: Envelope, index: int, state: State, action: str, now: in
         last_attempt_at=state.at or envelope.received_at,
         arrived_at=envelope.received_at,
         retry_until=envelope.expires_at if action == "delayed" else 0,
+        orcpt=envelope.orcpt[index] if envelope.orcpt else "",
     ).to_json()
 
 
@@ -68,7 +69,7 @@ def _id_in(shard: int, shards: int) -> str:
 
 
 def _compose(notice: Notice, settings: Settings) -> list[Put]:
-    """One DSN for the failures, one for the delays; none where nobody may be told."""
+    """One DSN for the failures, one for the delays, one for what was relayed; none where nobody may be told."""
     if notice.message is None:
         log.error("DSN without its message", id=notice.id)
         return []
@@ -76,7 +77,7 @@ def _compose(notice: Notice, settings: Settings) -> list[Put]:
     now = int(time.time() * 1000)
     encoder = Encoder(dictionaries=False)
     found = []
-    for kind in ("failed", "delayed"):
+    for kind in KINDS:
         mine = [record for record in records if record.action == kind]
         if not mine:
             continue
@@ -93,6 +94,8 @@ def _compose(notice: Notice, settings: Settings) -> list[Put]:
         if content is None:
             continue
         expires = now + int(settings.delivery.retry.expire_seconds * 1000)
-        envelope = notification_envelope(notice.message.envelope, id=identity, now_ms=now, expires_at=expires)
+        envelope = notification_envelope(
+            notice.message.envelope, id=identity, now_ms=now, expires_at=expires, eight_bit=not content.isascii()
+        )
         found.append(prepare(Message(envelope, content), encoder))
     return found

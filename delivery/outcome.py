@@ -51,11 +51,13 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Via:
-    """Between whom the attempt was made: "host [address]", our source address, TLS protocol and cipher ("" = clear)."""
+    """Between whom the attempt was made: "host [address]", our source address, TLS protocol and cipher ("" = clear);
+    ``dsn``: the remote was given the DSN parameters."""
 
     remote_mta: str = ""
     source: str = ""
     tls: str = ""
+    dsn: bool = False
 
 
 NOWHERE = Via()
@@ -74,6 +76,7 @@ class Outcome:
     tls: str = ""
     rule: str = ""  # id of the reply rule, UNMATCHED, EXPIRY or ""
     another_source: bool = False  # the refusal is about our address: another one may be heard
+    dsn: bool = False  # the next hop was given the DSN parameters: to tell of success is its part
 
     @property
     def untouched(self) -> bool:
@@ -204,6 +207,7 @@ def _of(
         remote_mta=one_printable_line(via.remote_mta),
         source=via.source,
         tls=via.tls,
+        dsn=via.dsn,
     )
 
 

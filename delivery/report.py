@@ -1,7 +1,9 @@
 """What to tell: (item, outcome, decision, time) → the event, and the record for a DSN if one is owed. Pure.
 
-A failure owes a record with action ``failed``; a message with the null reverse-path never owes anything. Delays are
-told by the clock, not by attempts: the reaper makes those records (:mod:`mailqueue.reaper`, :mod:`delivery.notify`).
+A failure owes a record with action ``failed``, a success that was asked for and that the next hop will not tell of
+one with action ``relayed`` (RFC 3461 §5.2.2): unless the recipient's NOTIFY or the account says otherwise. A message
+with the null reverse-path never owes anything. Delays are told by the clock, not by attempts: the reaper makes those
+records (:mod:`mailqueue.reaper`, :mod:`delivery.notify`).
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import orjson
 from delivery.outcome import EXPIRY, Outcome, Result
 from delivery.retry import Decision, Done, Fail, Retry, Unknown
 from mailqueue.events import Event, about
-from mailqueue.message import QueueItem, State
+from mailqueue.message import Envelope, QueueItem, State
 
+_NOTIFY = {"failed": "FAILURE", "delayed": "DELAY", "relayed": "SUCCESS"}  # RFC 3461 §4.1
 _REMOTE_REPLY = re.compile(r"[2-5]\d\d(?:[ -]|$)")
 
 
@@ -25,13 +28,14 @@ class DsnRecord:
     """One recipient of a DSN to come (RFC 3464 §2.3), as it waits in the queue. Times are Unix milliseconds."""
 
     recipient: str
-    action: str  # failed | delayed
+    action: str  # failed | delayed | relayed
     status: str
     diagnostic_code: str  # "smtp; 550 5.1.1 …" or "x-tambo; …"
     remote_mta: str = ""  # host name [address]
     last_attempt_at: int = 0
     arrived_at: int = 0
     retry_until: int = 0  # delayed only
+    orcpt: str = ""  # as it came (RFC 3461 §4.2)
 
     @property
     def final_recipient(self) -> str:
@@ -63,7 +67,7 @@ class Report:
 
 def report(item: QueueItem, outcome: Outcome, decision: Decision, *, now_ms: int, provider: str = "") -> Report:
     """``item.state`` is the state before the attempt; ``provider`` the destination's provider group."""
-    kind, action = _kind_and_action(decision)
+    kind, action = _kind_and_action(item, outcome, decision)
     retry = _retry_of(decision)
     status = decision.status if isinstance(decision, Fail) else outcome.status
     event = about(
@@ -83,7 +87,12 @@ def report(item: QueueItem, outcome: Outcome, decision: Decision, *, now_ms: int
         next_at=retry.due_ms if retry else 0,
         reason=_reason(outcome, decision),
     )
-    return Report(event, _record(item, outcome, decision, now_ms))
+    return Report(event, _record(item, outcome, decision, action, now_ms))
+
+
+def mails_dsn(envelope: Envelope, index: int, action: str) -> bool:
+    """Whether a DSN is mailed about what became of this recipient: ``failed`` | ``delayed`` | ``relayed``."""
+    return not envelope.is_notification and envelope.dsn == "mail" and envelope.notifies(index, _NOTIFY[action])
 
 
 def diagnostic_code(text: str) -> str:
@@ -99,11 +108,16 @@ def typed_address(address: str) -> str:
     return "utf-8; " + "".join(c if "!" <= c <= "~" and c not in "+=\\" else f"\\x{{{ord(c):02X}}}" for c in printable)
 
 
-def _kind_and_action(decision: Decision) -> tuple[str, str]:
-    """Event kind and RFC 3464 action; an unknown outcome has no action, for nothing can be claimed."""
+def _kind_and_action(item: QueueItem, outcome: Outcome, decision: Decision) -> tuple[str, str]:
+    """Event kind and RFC 3464 action; an unknown outcome has no action, for nothing can be claimed.
+
+    ``relayed`` only where success was asked for and the next hop will not tell of it (RFC 3464 §2.3.3).
+    """
     match decision:
         case Done():
-            return "delivered", "delivered"
+            envelope = item.message.envelope
+            asked = envelope.notifies(item.index, "SUCCESS") and not envelope.is_notification
+            return "delivered", "relayed" if asked and not outcome.dsn else "delivered"
         case Retry():
             return "deferred", "delayed"
         case Fail(expired=expired):
@@ -134,16 +148,17 @@ def _reason(outcome: Outcome, decision: Decision) -> str:
     return "" if outcome.scope.value == "recipient" else outcome.scope.value
 
 
-def _record(item: QueueItem, outcome: Outcome, decision: Decision, now_ms: int) -> DsnRecord | None:
+def _record(item: QueueItem, outcome: Outcome, decision: Decision, action: str, now_ms: int) -> DsnRecord | None:
     envelope = item.message.envelope
-    if envelope.is_notification or not isinstance(decision, Fail):
+    if action not in ("failed", "relayed") or not mails_dsn(envelope, item.index, action):
         return None
     return DsnRecord(
         recipient=item.recipient,
-        action="failed",
-        status=decision.status,
+        action=action,
+        status=decision.status if isinstance(decision, Fail) else outcome.status,
         diagnostic_code=diagnostic_code(outcome.diagnostic),
         remote_mta=outcome.remote_mta,
         last_attempt_at=item.state.at if outcome.rule == EXPIRY else now_ms,
         arrived_at=envelope.received_at,
+        orcpt=envelope.orcpt[item.index] if envelope.orcpt else "",
     )

@@ -41,6 +41,33 @@ def test_parcels_keep_order_messages_and_bound(run: list[int], most: int) -> Non
         assert before.items[0].message is not after.items[0].message or len(before.items) == most
 
 
+def test_each_return_path_has_a_transaction_of_its_own() -> None:
+    paths = tuple(f"r{n}@back.test" for n in range(3))
+    sent = message("a@x.test", "b@x.test", "c@x.test", return_paths=paths)
+    items = [QueueItem(sent, index, "1.1", "x.test") for index in range(3)]
+    found = parcels(None, items, 100)  # type: ignore[arg-type]
+    made = [(parcel.transaction().reverse_path, parcel.transaction().recipients) for parcel in found]
+    assert made == [(path, (one.recipient,)) for path, one in zip(paths, items, strict=True)]
+
+
+def test_a_transaction_says_of_each_recipient_what_its_sender_said() -> None:
+    """NOTIFY that differs is no reason for another transaction."""
+    sent = message(
+        *("a@x.test", "b@x.test", "c@x.test"),
+        ret="FULL",
+        envid="X+2B",
+        notify=("NEVER", "", "SUCCESS"),
+        orcpt=("rfc822;A@x.test", "", ""),
+    )
+    items = [QueueItem(sent, index, "1.1", "x.test") for index in (2, 0)]
+    (parcel,) = parcels(None, items, 100)  # type: ignore[arg-type]
+    made = parcel.transaction()
+    assert (made.ret, made.envid, made.reverse_path) == ("FULL", "X+2B", "aviso@entidad.test")
+    assert (made.notify, made.orcpt) == (("SUCCESS", "NEVER"), ("", "rfc822;A@x.test"))
+    plain = Parcel(None, (item(),)).transaction()  # type: ignore[arg-type]
+    assert (plain.ret, plain.envid, plain.notify, plain.orcpt) == ("", "", (), ())
+
+
 @pytest.mark.parametrize(
     ("outcome", "changes", "kind", "event", "record"),
     [
@@ -54,6 +81,15 @@ def test_parcels_keep_order_messages_and_bound(run: list[int], most: int) -> Non
         (UNKNOWN, {"unknown": "never"}, "final", "unknown", False),
         (UNKNOWN, {"unknown": "once:60"}, "again", "unknown", False),
         (unroutable("5.1.2", "no such domain", permanent=True), {}, "final", "bounced", True),
+        (NEVER, {"notify": ("NEVER",)}, "final", "bounced", False),
+        (NEVER, {"notify": ("SUCCESS,DELAY",)}, "final", "bounced", False),
+        (NEVER, {"notify": ("FAILURE",)}, "final", "bounced", True),
+        (NEVER, {"dsn": "stream"}, "final", "bounced", False),
+        (accepted(Reply(250)), {"notify": ("SUCCESS",)}, "final", "delivered", True),
+        (accepted(Reply(250), Via(dsn=True)), {"notify": ("SUCCESS",)}, "final", "delivered", False),
+        (accepted(Reply(250)), {"notify": ("SUCCESS",), "dsn": "stream"}, "final", "delivered", False),
+        (accepted(Reply(250)), {"notify": ("SUCCESS",), "reverse_path": ""}, "final", "delivered", False),
+        (accepted(Reply(250)), {"notify": ("FAILURE,DELAY",)}, "final", "delivered", False),
     ],
 )
 def test_settlements(outcome: Outcome, changes: dict[str, Any], kind: str, event: str, record: bool) -> None:

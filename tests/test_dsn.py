@@ -4,6 +4,7 @@ import email
 import email.message
 import email.policy
 import os
+import quopri
 import re
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delivery.dsn import HEADER_LIMIT, ascii_line, compose, field, notification_envelope, original_header
+from delivery.dsn import Kind, ascii_line, compose, field, notification_envelope
 from delivery.dsn_text import meaning
 from delivery.report import DsnRecord
+from delivery.returned import FULL_LIMIT, HEADER_LIMIT, original_header
 from mailqueue.message import Envelope
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,6 +58,15 @@ DELAYED = replace(
     diagnostic_code="smtp; 450 4.2.2 buzón lleno, " + "inténtelo más tarde, " * 12,
     retry_until=NOW + 115 * HOUR,
 )
+RELAYED = replace(
+    REFUSED,
+    action="relayed",
+    status="2.0.0",
+    diagnostic_code="smtp; 250 2.0.0 Ok: queued as 4XyZ",
+    orcpt="rfc822;Ann+2BNews@Example.NET",
+)
+ASKED = replace(ENVELOPE, envid="QQ+2B314+3D159", ret="FULL", notify=("SUCCESS,FAILURE", "FAILURE"))
+EIGHT_BIT = CONTENT.replace(b"the body is", "el cuerpo está".encode())
 ACCENTED = replace(REFUSED, recipient="josé@ejemplo.pe", diagnostic_code="smtp; 550 5.1.1 dirección 用户 inválida")
 
 
@@ -107,6 +118,10 @@ def assert_wire_safe(content: bytes) -> None:
     [
         ("failed", lambda: made((REFUSED, EXPIRED))),
         ("delayed", lambda: made((DELAYED,), "delayed")),
+        ("relayed", lambda: made((RELAYED,), "relayed", ASKED)),
+        ("full", lambda: made((replace(REFUSED, orcpt="rfc822;Ann+2BNews@Example.NET"), EXPIRED), envelope=ASKED)),
+        ("full-8bit", lambda: made(envelope=ASKED, content=EIGHT_BIT)),
+        ("full-utf8", lambda: made(envelope=ASKED, content="Subject: Año\r\n\r\ncuerpo ñ\r\n".encode())),
         ("accents", lambda: made((ACCENTED,), content="Subject: Año\r\nX: 1\r\n\r\n".encode())),
     ],
 )
@@ -187,6 +202,105 @@ def test_only_the_header_of_the_original_goes_back():
     returned = header.get_payload()
     assert returned.rstrip("\r\n").encode() == CONTENT.partition(b"\r\n\r\n")[0]
     assert "body" not in made().decode()
+
+
+def test_parameters_come_back_decoded():
+    """RFC 3461 §6.3, RFC 3464 §2.2.1 and §2.3.1."""
+    _, (_, status, _) = parts(made((RELAYED,), "relayed", ASKED))
+    message_fields, recipient_fields = fields_of(status)
+    assert next(iter(message_fields.items())) == ("Original-Envelope-Id", "QQ+314=159")
+    assert list(recipient_fields.items())[:2] == [
+        ("Original-Recipient", "rfc822; Ann+News@Example.NET"),
+        ("Final-Recipient", "rfc822; ann@example.net"),
+    ]
+    assert (recipient_fields["Action"], recipient_fields["Status"]) == ("relayed", "2.0.0")
+
+
+def test_an_envelope_id_comes_back_as_long_and_as_spaced_as_it_was():
+    envid = "a++20++20b" + "x" * 90
+    content = made(envelope=replace(ENVELOPE, envid=envid.replace("++", "+")))
+    assert b"\r\nOriginal-Envelope-Id: a  b" + b"x" * 90 + b"\r\n" in content
+
+
+@pytest.mark.parametrize(
+    ("orcpt", "shown"),
+    [
+        ("rfc822;jo@x.org", "rfc822; jo@x.org"),
+        ("X400;/S+3Djo/C+3Dpe", "X400; /S=jo/C=pe"),
+        ("rfc822;a+2bb@x.org", "rfc822; a+2bb@x.org"),
+        ("utf-8;jos\\x{E9}@ejemplo.pe", "utf-8; jos\\x{E9}@ejemplo.pe"),
+        ("utf-8;josé@ejemplo.pe", "utf-8; jos\\x{E9}@ejemplo.pe"),
+        ("rfc822;a+0D+0AAction: delivered", "rfc822; a Action: delivered"),
+        ("no type", None),
+        (";x", None),
+    ],
+)
+def test_original_recipient(orcpt: str, shown: str | None):
+    _, (_, status, _) = parts(made((replace(REFUSED, orcpt=orcpt),)))
+    assert fields_of(status)[1].get("Original-Recipient") == shown
+    assert fields_of(status)[1]["Action"] == "failed"
+
+
+def test_the_whole_message_goes_back_after_a_failure():
+    content = made(envelope=ASKED)
+    assert_wire_safe(content)
+    returned = email.message_from_bytes(content).get_payload()[2]
+    assert returned.get_content_type() == "message/rfc822"
+    assert CONTENT in content
+
+
+def test_an_8bit_body_makes_the_dsn_8bit():
+    content = made(envelope=ASKED, content=EIGHT_BIT)
+    message = email.message_from_bytes(content)
+    assert message["Content-Transfer-Encoding"] == message.get_payload()[2]["Content-Transfer-Encoding"] == "8bit"
+    assert EIGHT_BIT in content
+    assert notification_envelope(ENVELOPE, id="x", now_ms=NOW, expires_at=NOW + 1, eight_bit=True).body == "8BITMIME"
+
+
+@pytest.mark.parametrize(
+    "original", ["Subject: Año\r\n\r\nx\r\n".encode(), b"A: 1\r\n\r\n" + b"x" * 999, b"A: 1\r\n\r\n\0\n"]
+)
+def test_what_rfc822_can_t_hold_is_encoded(original: bytes):
+    content = made(envelope=ASKED, content=original)
+    assert_wire_safe(content)
+    returned = email.message_from_bytes(content).get_payload()[2]
+    assert returned.get_content_type() == "message/global"
+    assert (
+        quopri.decodestring(content.partition(b"message/global")[2].partition(b"\r\n\r\n")[2].partition(b"\r\n--=_")[0])
+        == original
+    )
+
+
+@pytest.mark.parametrize(
+    ("ret", "kind", "size"),
+    [
+        ("FULL", "failed", FULL_LIMIT),
+        ("HDRS", "failed", 0),
+        ("", "failed", 0),
+        ("FULL", "delayed", 0),
+        ("FULL", "relayed", 0),
+    ],
+)
+def test_else_only_the_header_goes_back(ret: str, kind: Kind, size: int):
+    content = made(
+        (replace(REFUSED, action=kind),),
+        kind,
+        replace(ENVELOPE, ret=ret),
+        CONTENT + (b"x" * 98 + b"\r\n") * (size // 100),
+    )
+    _, (text, _, header) = parts(content)
+    assert header.get_payload().rstrip("\r\n").encode() == CONTENT.partition(b"\r\n\r\n")[0]
+    words = text.get_payload(decode=True).decode()
+    assert ("The message is too large to be returned whole" in words) == bool(size)
+    assert ("demasiado grande para devolverlo" in words) == bool(size)
+
+
+def test_what_was_relayed_is_said_without_a_reproach():
+    _, (text, _, _) = parts(made((RELAYED,), "relayed", ASKED))
+    words = text.get_payload(decode=True).decode()
+    assert "fue aceptado por el servidor de correo de:" in words
+    assert "you will get no other confirmation" in words
+    assert "  <ann@example.net>\r\n    mx1.example.net [192.0.2.1]: 250 2.0.0 Ok: queued as 4XyZ" in words
 
 
 def test_an_8bit_header_is_quoted():
@@ -283,12 +397,15 @@ RECORDS = st.builds(
     diagnostic_code=WILD,
     remote_mta=WILD,
     last_attempt_at=st.integers(0, 4_000_000_000_000),
+    orcpt=WILD | WILD.map(lambda text: f"rfc822;{text}"),
 )
 
 
-@given(st.lists(RECORDS, min_size=1, max_size=4), st.binary(max_size=400), WILD.filter(bool))
-def test_whatever_they_say_it_stays_where_it_is_quoted(records: list[DsnRecord], original: bytes, reverse_path: str):
-    content = made(records, envelope=replace(ENVELOPE, reverse_path=reverse_path), content=original)
+@given(st.lists(RECORDS, min_size=1, max_size=4), st.binary(max_size=400), WILD.filter(bool), WILD)
+def test_whatever_they_say_it_stays_where_it_is_quoted(
+    records: list[DsnRecord], original: bytes, reverse_path: str, envid: str
+):
+    content = made(records, envelope=replace(ENVELOPE, reverse_path=reverse_path, envid=envid), content=original)
     assert_wire_safe(content)
     message, (_, status, _) = parts(content)
     assert message.keys() == [
@@ -302,6 +419,7 @@ def test_whatever_they_say_it_stays_where_it_is_quoted(records: list[DsnRecord],
         "Content-Type",
     ]
     allowed = {
+        "Original-Recipient",
         "Final-Recipient",
         "Action",
         "Status",

@@ -44,6 +44,10 @@ def test_what_the_reaper_has_said(state: State, action: str, status: str, diagno
     assert record.last_attempt_at == (state.at or envelope.received_at)
     assert record.retry_until == (envelope.expires_at if action == "delayed" else 0)
     assert record_of(message(reverse_path="").envelope, 0, state, action, 0) == b""
+    assert record_of(message(dsn="stream").envelope, 0, state, action, 0) == b""
+    asked = message("a@x.test", "b@x.test", notify=("NEVER", "FAILURE,DELAY"), orcpt=("", "rfc822;B@x.test")).envelope
+    assert record_of(asked, 0, state, action, 0) == b""
+    assert DsnRecord.from_json(record_of(asked, 1, state, action, 0)).orcpt == "rfc822;B@x.test"
 
 
 def test_a_dsn_lies_in_the_shard_of_its_id(shared_redis: Any) -> None:

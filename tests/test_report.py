@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from config.replies import Rules, load_rules
 from delivery.outcome import NOWHERE, Outcome, Via, accepted, expired, lost, replied, unroutable
 from delivery.reply import Phase, Reply
-from delivery.report import DsnRecord, diagnostic_code, report, typed_address
+from delivery.report import DsnRecord, diagnostic_code, mails_dsn, report, typed_address
 from delivery.retry import Decision, Done, Fail, Retry, Unknown
 from mailqueue.events import Event
 from mailqueue.message import Envelope, Message, QueueItem, State
@@ -134,6 +134,55 @@ def test_the_null_reverse_path_is_owed_nothing():
     assert report(bounce, REFUSED, Fail("5.1.1", "x"), now_ms=NOW).record is None
     assert report(bounce, LATER, AGAIN, now_ms=NOW).record is None
     assert report(bounce, REFUSED, Fail("5.1.1", "x"), now_ms=NOW).event.reverse_path == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed_on", "action", "owed"),
+    [
+        ({}, False, "delivered", False),
+        ({"notify": ("", "SUCCESS")}, False, "relayed", True),
+        ({"notify": ("SUCCESS", "")}, False, "delivered", False),
+        ({"notify": ("", "SUCCESS,FAILURE")}, True, "delivered", False),
+        ({"notify": ("", "SUCCESS"), "dsn": "stream"}, False, "relayed", False),
+        ({"notify": ("", "SUCCESS"), "reverse_path": ""}, False, "delivered", False),
+        ({"notify": ("", "NEVER")}, False, "delivered", False),
+    ],
+)
+def test_a_success_is_relayed_only_where_the_next_hop_is_silent(
+    changes: dict[str, object], passed_on: bool, action: str, owed: bool
+):
+    """RFC 3461 §5.2.2 (b), RFC 3464 §2.3.3."""
+    taken = accepted(Reply(250, "2.1.5", "kept"), replace(VIA, dsn=passed_on))
+    made = report(item(envelope=replace(ENVELOPE, **changes)), taken, Done(), now_ms=NOW)
+    assert (made.event.kind, made.event.action, made.record is not None) == ("delivered", action, owed)
+    if made.record is not None:
+        assert (made.record.action, made.record.status) == ("relayed", "2.1.5")
+        assert made.record.diagnostic_code == "smtp; 250 2.1.5 kept"
+
+
+@pytest.mark.parametrize(
+    ("notify", "dsn", "wanted"),
+    [
+        ("", "mail", "failed delayed"),
+        ("NEVER", "mail", ""),
+        ("SUCCESS", "mail", "relayed"),
+        ("FAILURE", "mail", "failed"),
+        ("DELAY", "mail", "delayed"),
+        ("SUCCESS,FAILURE,DELAY", "mail", "failed delayed relayed"),
+        ("SUCCESS,FAILURE,DELAY", "stream", ""),
+    ],
+)
+def test_who_is_told_by_mail(notify: str, dsn: str, wanted: str):
+    envelope = replace(ENVELOPE, notify=("", notify), dsn=dsn)
+    assert [action for action in ("failed", "delayed", "relayed") if mails_dsn(envelope, 1, action)] == wanted.split()
+    assert not any(mails_dsn(replace(envelope, reverse_path=""), 1, a) for a in ("failed", "delayed", "relayed"))
+
+
+def test_a_record_keeps_the_original_recipient():
+    envelope = replace(ENVELOPE, orcpt=("", "rfc822;Jo@old.example"))
+    made = report(item(envelope=envelope), REFUSED, Fail("5.1.1", "x"), now_ms=NOW)
+    assert made.record is not None
+    assert made.record.orcpt == made.event.orcpt == "rfc822;Jo@old.example"
 
 
 @pytest.mark.parametrize(
