@@ -167,12 +167,10 @@ class Relay:
         self.url = f"unix://{directory}/s"
         self._ports = {role: free_port() for role in roles}
         self._roles = list(roles)
-        tree = self._tree(accounts)
-        for section, values in (settings or {}).items():
-            tree.setdefault(section, {}).update(values)
+        self._settings = self._tree(accounts)
         (directory / "providers.toml").write_text(providers)
         self.config = directory / "tambo.toml"
-        self.config.write_text(toml(tree))
+        self.configure(settings or {})
         self.scenario = directory / "scenario.toml"
         if scenario is not None:
             self.scenario.write_text(scenario)
@@ -180,6 +178,16 @@ class Relay:
         binary = server or Path(get_binary_path())
         self.server = Process("server", [str(binary), str(directory / "server.conf")], directory / "server.out")
         self.processes = {role: self._process(role) for role in roles}
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Lays settings over the configuration: a table's keys one by one, anything else whole. Before the start, or
+        for a reload."""
+        for section, values in settings.items():
+            if isinstance(values, Mapping):
+                self._settings.setdefault(section, {}).update(values)
+            else:
+                self._settings[section] = values
+        self.config.write_text(toml(self._settings))
 
     def _tree(self, accounts: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
         return {

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from config.settings import RelaydSettings
+from mailqueue.batch import Batch
 from mailqueue.scripts import Argument, Shard
 
 KNOWN_SECONDS = 7 * 86_400.0
+
+Question = tuple[str, str, str]  # verb, address, user
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +44,34 @@ class FailureLimits:
 
 
 class Failures:
-    """All methods raise QueueDown."""
+    """All methods raise QueueDown. Calls that come while one is under way share the next round trip."""
 
     def __init__(self, shard: Shard, limits: FailureLimits) -> None:
         self._shard = shard
         self.limits = limits
+        self._batch: Batch[Question, Standing] = Batch(self._run, most=64, give_up=lambda _questions: True)
 
     async def ask(self, address: str, user: str) -> Standing:
-        return await self._run("ask", address, user)
+        return await self._batch.add(("ask", address, user))
 
     async def failed(self, address: str, user: str) -> Standing:
-        """A lost answer counts twice when it is asked again: callers do not."""
-        return await self._run("fail", address, user)
+        return await self._batch.add(("fail", address, user))
 
     async def succeeded(self, address: str, user: str) -> Standing:
-        return await self._run("good", address, user)
+        return await self._batch.add(("good", address, user))
 
     async def clear(self, address: str = "", user: str = "") -> Standing:
         """An operator's word: what either has failed is forgotten."""
-        return await self._run("clear", address, user)
+        return await self._batch.add(("clear", address, user))
 
-    async def _run(self, verb: str, address: str, user: str) -> Standing:
+    async def _run(self, _number: int, questions: list[Question]) -> list[Standing | Exception]:
         limits = self.limits
-        window, known = int(limits.window_seconds * 1000), int(KNOWN_SECONDS * 1000)
-        words: list[Argument] = [verb, client_network(address), user_hash(user)]
-        words += [window, limits.by_address, limits.by_user, known]
-        by_address, by_user, pair = await self._shard.run("auth", words)
-        return Standing(by_address / 1000, by_user / 1000, bool(pair))
+        words: list[Argument] = [int(limits.window_seconds * 1000), limits.by_address, limits.by_user]
+        words.append(int(KNOWN_SECONDS * 1000))
+        for verb, address, user in questions:
+            words += [verb, client_network(address), user_hash(user)]
+        answer = await self._shard.run("auth", words)
+        return [Standing(by_address / 1000, by_user / 1000, bool(known)) for by_address, by_user, known in answer]
 
 
 def client_network(address: str) -> str:

@@ -130,7 +130,7 @@ def prepared(directory: Path) -> Iterator[Instance]:
     with _socket_directory(directory) as sockets:
         ports, password, password_hash = _remembered(directory / "up.json")
         instance = Instance(directory, sockets, ports, password, password_hash)
-        _certify(instance.certificate, instance.key)
+        certify(instance.certificate, instance.key)
         write_private(instance.configuration, configuration(instance).encode())
         yield instance
 
@@ -244,7 +244,7 @@ def _socket_directory(directory: Path) -> Iterator[Path]:
         yield Path(short)
 
 
-def _certify(certificate: Path, key: Path) -> None:
+def certify(certificate: Path, key: Path) -> None:
     """Makes both files unless there is a certificate with a month left."""
     now = datetime.datetime.now(datetime.UTC)
     if certificate.exists() and key.exists():

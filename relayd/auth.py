@@ -12,6 +12,7 @@ import asyncio
 import base64
 import hmac
 import os
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -34,6 +35,7 @@ REFUSED_LIMIT = 20_000  # refusals remembered in this process
 BELIEVED_SECONDS = 30.0  # a refusal is asked for again after so long: an operator may have ended it
 ASK_SECONDS = 2.0
 PASSWORD_OCTETS = 1024
+NICE = 5
 T = TypeVar("T")
 
 _FALLBACK = "$argon2id$v=19$m=19456,t=2,p=1$"  # OWASP's figures, when no account has a password
@@ -75,7 +77,7 @@ class Authenticator:
         self._welcome: OrderedDict[str, float] = OrderedDict()  # client networks of good passwords → until
         self._glimpsed: tuple[int, Counter[str]] = (0, Counter())  # this second's looks from refused networks
         self._hasher = PasswordHasher()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="argon2")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="argon2", initializer=_yield_to_the_loop)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -216,3 +218,8 @@ class Authenticator:
         cost = hashes[int.from_bytes(digest[:8], "big") % len(hashes)].rsplit("$", 2)[0] + "$" if hashes else _FALLBACK
         salt, output = (base64.b64encode(part).decode("ascii").rstrip("=") for part in (digest[8:24], digest[24:56]))
         return f"{cost}{salt}${output}"
+
+
+def _yield_to_the_loop() -> None:
+    """This thread only: where cores are few, passwords wait for sessions and not the other way round."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
