@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from config import routes
 from config.addresses import IPNetwork, network_inside
 from config.schema import Problem
-from config.settings import AccountSettings, Settings
+from config.settings import AccountSettings, ListenerSettings, Settings
 
 LONGEST_PREFIX = {4: 16, 6: 48}  # shortest prefix length that one account may claim
 
@@ -94,13 +94,13 @@ def _identities(accounts: tuple[AccountSettings, ...]) -> Iterator[Problem]:
 
 
 def _ways_in(settings: Settings) -> Iterator[Problem]:
-    if any(listener.tls == "starttls" for listener in settings.relayd.listeners):
+    if any(one.kind == "submission" and one.tls != "none" for one in settings.relayd.listeners):
         return
     for i, account in enumerate(settings.accounts):
         if account.password_hash:
             yield Problem(
                 f"accounts[{i}].password_hash",
-                'AUTH is offered under TLS only, and no listener has tls = "starttls"',
+                'AUTH is offered under TLS only, and no submission listener has tls = "starttls" or "implicit"',
             )
 
 
@@ -122,10 +122,31 @@ def _pools(settings: Settings) -> Iterator[Problem]:
 def _listeners(settings: Settings) -> Iterator[Problem]:
     listeners = settings.relayd.listeners
     yield from _repeated((f"relayd.listeners[{i}].name", listener.name) for i, listener in enumerate(listeners))
-    yield from _repeated(
-        (f"relayd.listeners[{i}].port", f"{listener.address} port {listener.port}" if listener.port else None)
-        for i, listener in enumerate(listeners)
-    )
+    yield from _repeated((f"relayd.listeners[{i}].port", _place(listener)) for i, listener in enumerate(listeners))
+    for i, listener in enumerate(listeners):
+        for j, text in enumerate(listener.proxy_from):
+            if wrong := network_problem(text):
+                yield Problem(f"relayd.listeners[{i}].proxy_from[{j}]", wrong)
+    if any(listener.kind == "inbound" for listener in listeners):
+        yield from _inbound(settings)
+
+
+def _place(listener: ListenerSettings) -> str | None:
+    """What only one listener can have; port 0 is any free one."""
+    if not listener.port:
+        return None
+    on = f" on {listener.interface}" if listener.interface else ""
+    return f"{listener.address} port {listener.port}{on}"
+
+
+def _inbound(settings: Settings) -> Iterator[Problem]:
+    inbound = settings.inbound
+    if not inbound.domains and not inbound.mailboxes:
+        yield Problem("inbound.domains", "missing; a listener of kind inbound takes mail for domains or mailboxes only")
+    if inbound.domains and not settings.signing.return_path_key:
+        yield Problem(
+            "signing.return_path_key", "missing; without it no return path of inbound.domains can be verified"
+        )
 
 
 def _repeated(values: Iterable[tuple[str, str | None] | tuple[str, str | None, str]]) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ Subscriber = Callable[[Loaded, Loaded], None]  # (old, new): sets what it took f
 NEEDS_RESTART = re.compile(
     r"queue\..*"
     r"|relayd\.auth_.*"
-    r"|relayd\.listeners(\[\d+\]\.(name|address|port|tls|allow_public))?"
+    r"|relayd\.listeners(\[\d+\]\.(name|kind|address|port|tls|interface|allow_public))?"
     r"|delivery\.(sandbox|port|hostname|nameservers|ipv6|allow_private)"
     r"|accounts\[\d+\]\.weight"
     r"|metrics\..*|log\..*|sandbox\..*"

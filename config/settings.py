@@ -7,6 +7,7 @@ live in :mod:`config.load`; this module knows only what a valid tree is.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -21,6 +22,7 @@ from config.addresses import (
     Nameserver,
     SourceAddress,
     expand,
+    hostname,
     is_inside,
     refuse_public,
 )
@@ -108,6 +110,9 @@ class ListenerSettings(Section):
             problems.append(("address", f"{error}, or allow_public = true"))
         if self.tls != "none" and not (self.certificate and self.key):
             problems.append(("tls", f'"{self.tls}" needs certificate and key; or say tls = "none"'))
+        if self.tls == "none" and self.allow_public and self.interface is None:
+            why = '"none" is for networks that are trusted: not with allow_public = true, unless interface names the way in'
+            problems.append(("tls", why))
         if problems:
             raise misfit(*problems)
         return self
@@ -253,11 +258,22 @@ class QuotaSettings(Section):
         return name
 
 
+def mailbox(text: str) -> str:
+    """Comes back in lower case: ours are compared so."""
+    local, at, domain = text.rpartition("@")
+    if not at or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}", local):
+        raise ValueError("write an address, for instance abuse@agency.pe")
+    return f"{local}@{hostname(domain)}".lower()
+
+
+Mailbox = Annotated[str, AfterValidator(mailbox)]
+
+
 class InboundSettings(Section):
     """What a listener of ``kind = "inbound"`` takes: mail to signed return paths, and to these mailboxes."""
 
     domains: tuple[Hostname, ...] = Field((), description="domains of signed return paths")
-    mailboxes: tuple[str, ...] = Field((), description="addresses that get unverified mail too, for instance abuse@…")
+    mailboxes: tuple[Mailbox, ...] = Field((), description="addresses that get unverified mail too, like abuse@…")
     max_message_bytes: int = Field(10_485_760, ge=1024, le=134_217_728)
     keep: int = Field(100_000, ge=100, description="returned mails kept until they are read")
 

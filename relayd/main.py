@@ -17,6 +17,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from config import logs
+from config.activation import inherited_sockets
 from config.load import ConfigError, Loaded, default_path, load
 from config.process import Service
 from config.reload import Reloader
@@ -66,7 +67,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
         reloader.guard(lambda new: relayd.check(new.settings))
         reloader.subscribe(lambda _old, new: relayd.reload(new.settings))
         async with Service("relayd", settings.metrics.relayd, registry, ready, reload=reloader.reload) as service:
-            await relayd.start()
+            await relayd.start(handed=inherited_sockets())
             service.started()
             await service.stop.wait()
             await relayd.drain()

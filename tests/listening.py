@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 import uvloop
@@ -20,6 +21,7 @@ from mailqueue.events import Event
 from mailqueue.failures import Standing
 from mailqueue.message import Message, new_id
 from relayd.auth import Book
+from relayd.listener.proxy import SIGNATURE, crc32c
 from relayd.server import Relayd
 
 PASSWORD = "correct horse"
@@ -95,11 +97,19 @@ class Forgiving:
         return Standing(0, 0, True)
 
 
-def settings(*, tls: tuple[str, str] | None = None, network: bool = True, **relayd: Any) -> Settings:
-    """One listener on 127.0.0.1; account `app` by network (unless network=False) and `user` by password."""
-    listener: dict[str, Any] = {"name": "a", "address": "127.0.0.1", "port": 0, "tls": "none"}
+def settings(
+    *,
+    tls: tuple[str, str] | None = None,
+    network: bool = True,
+    listener: dict[str, Any] | None = None,
+    **relayd: Any,
+) -> Settings:
+    """One listener on 127.0.0.1; account `app` by network (unless network=False) and `user` by password. `listener`
+    says more of it, for instance {"tls": "implicit"}."""
+    plain: dict[str, Any] = {"name": "a", "address": "127.0.0.1", "port": 0, "tls": "none"}
     if tls is not None:
-        listener |= {"tls": "starttls", "certificate": tls[0], "key": tls[1]}
+        plain |= {"tls": "starttls", "certificate": tls[0], "key": tls[1]}
+    listener = plain | (listener or {})
     accounts: list[dict[str, Any]] = [{"name": "user", "password_hash": HASH, "class": "transactional"}]
     if network:
         accounts.append({"name": "app", "networks": ["127.0.0.0/16"], "classes": ["transactional"]})
@@ -124,13 +134,19 @@ class House:
 
     async def emptied(self) -> None:
         """No session is left."""
-        await self.relayd._wait_empty(20)
+        await self.relayd.doors.emptied(20)
         assert self.relayd.sessions == 0
 
-    async def connect(self, source: str = "127.0.0.1") -> Client:
+    async def connect(self, source: str = "127.0.0.1", *, header: bytes = b"", tls: bool = False) -> Client:
+        """`header` goes before all else, in clear; `tls` = the handshake follows at once."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
-        self.clients.append(Client(reader, writer))
-        return self.clients[-1]
+        client = Client(reader, writer)
+        self.clients.append(client)
+        if header:
+            await client.send(header)
+        if tls:
+            await client.encrypt()
+        return client
 
 
 @dataclass(slots=True)
@@ -163,11 +179,15 @@ class Client:
     async def upgrade(self) -> None:
         """STARTTLS and the second EHLO."""
         assert (await self.ask("STARTTLS")).startswith("220 ")
+        await self.encrypt()
+        assert "AUTH PLAIN LOGIN" in await self.ask("EHLO client.example")
+
+    async def encrypt(self) -> None:
+        """The handshake, whoever the other end is."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         await self.writer.start_tls(context)
         self.reader._transport = self.writer.transport  # type: ignore[attr-defined]  # missing in 3.11
-        assert "AUTH PLAIN LOGIN" in await self.ask("EHLO client.example")
 
     async def transaction(self, content: str | bytes = "Subject: x\r\n\r\nhi\r\n", to: str = "b@c.example") -> str:
         """MAIL, RCPT, DATA and content; the last reply."""
@@ -216,6 +236,21 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait_for(scenario, 30)
 
     uvloop.run(timed())
+
+
+def proxied(source: str | None, *, command: int = 0x21, extensions: bytes = b"", checksum: bool = False) -> bytes:
+    """A PROXY version 2 header that names `source` as the client; None = LOCAL."""
+    if source is None:
+        return SIGNATURE + b"\x20\0\0\0"
+    address = ip_address(source)
+    family = 0x11 if address.version == 4 else 0x21
+    rest = address.packed + ip_address("192.0.2.9" if address.version == 4 else "2001:db8::9").packed
+    rest += (40000).to_bytes(2, "big") + (25).to_bytes(2, "big") + extensions
+    if not checksum:
+        return SIGNATURE + bytes((command, family)) + len(rest).to_bytes(2, "big") + rest
+    rest += b"\x03\0\x04"
+    head = SIGNATURE + bytes((command, family)) + (len(rest) + 4).to_bytes(2, "big") + rest
+    return head + crc32c(head + bytes(4)).to_bytes(4, "big")
 
 
 def b64(text: str | bytes) -> str:

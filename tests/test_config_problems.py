@@ -141,8 +141,10 @@ CASES = {
             'accounts[3].user: AUTH name "c" is already that of accounts[2].name',
             'accounts[0]: nobody can use "a"; it needs networks, or password_hash',
             "accounts[1].password_hash: missing; an account with a user needs one",
-            'accounts[2].password_hash: AUTH is offered under TLS only, and no listener has tls = "starttls"',
-            'accounts[3].password_hash: AUTH is offered under TLS only, and no listener has tls = "starttls"',
+            "accounts[2].password_hash: AUTH is offered under TLS only, "
+            'and no submission listener has tls = "starttls" or "implicit"',
+            "accounts[3].password_hash: AUTH is offered under TLS only, "
+            'and no submission listener has tls = "starttls" or "implicit"',
             'accounts[2].pool: "other" is no pool; allowed: default',
         ],
     ),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Any, Protocol, cast
 
 from aiosmtpd.smtp import SMTP
 
@@ -23,12 +23,10 @@ from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
 from relayd.volume import Volume
 
-if TYPE_CHECKING:
-    from relayd.handler import SubmissionHandler
-
 READ_AHEAD = 65_536  # octets; reading pauses at twice as many
 LINE_OCTETS = 12_290  # the longest line of all, AUTH's with its CRLF (RFC 4954 §4)
 LINGER_SECONDS = 5.0  # for the last reply to leave
+HANDSHAKE_SECONDS = 30.0
 
 
 class Register(Protocol):
@@ -36,6 +34,22 @@ class Register(Protocol):
 
     def joined(self, session: Connection) -> None: ...
     def left(self, session: Connection) -> None: ...
+
+
+class Hooks(Protocol):
+    """What the sessions call of a handler by themselves; its handle_* methods aiosmtpd finds by name."""
+
+    def rejected(self, server: Any, transaction: Any, reply: Reply, recipient: str = "") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A connection that may have a session. ``known``: the address is the client's own, not that of a balancer which
+    does not say whom it speaks for. ``tls``: the handshake is done."""
+
+    address: str
+    known: bool = True
+    tls: bool = False
 
 
 class Input(Protocol):
@@ -56,7 +70,7 @@ class Surroundings:
 
     listener: str
     settings: RelaydSettings
-    handler: SubmissionHandler
+    handler: Hooks
     accounts: Accounts
     authenticator: Authenticator
     metrics: ListenerMetrics
@@ -82,17 +96,18 @@ def mould(
 
 
 class Connection(SMTP):
-    """`busy` is true from an accepted MAIL to the reply that ends the transaction; `address` is the peer's."""
+    """`busy` is true from an accepted MAIL to the reply that ends the transaction; `address` is the client's."""
 
-    def __init__(self, around: Surroundings, address: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, around: Surroundings, arrival: Arrival, loop: asyncio.AbstractEventLoop) -> None:
         # SMTP.__init__ ran once, for the mould: its introspection would cost more than all else of a connection.
         self.__dict__.update(around.mould)
         asyncio.StreamReaderProtocol.__init__(
             self, asyncio.StreamReader(READ_AHEAD, loop), client_connected_cb=self._cb_client_connected, loop=loop
         )
         self.around = around
-        self.address = address
-        self.tls_active = False
+        self.address = arrival.address
+        self.known = arrival.known
+        self.tls_active = arrival.tls
         self.busy = False
         self._replies: list[bytes] = []
         self._errors = 0  # 5xx replies since the last message that got through

@@ -1,44 +1,68 @@
-"""The protocol of a connection's first moment: counts it, turns it away or hands it to a session.
+"""The protocol of a connection's first moments: counts it, learns who it is, puts TLS on, hands it to a session.
 
-A refused connection costs a counter and one line, not a session (which is ten times dearer).
+In this order: caps in all and of the listener · PROXY header, where the peer is a balancer · cap of the client's address ·
+TLS handshake, where TLS is implicit · session. A connection that does not come to its session costs a counter and
+one line, not a session (which is ten times dearer).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import os
+import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
+
+import structlog
 
 from relayd import replies
-from relayd.listener.connection import Connection
+from relayd.listener.connection import HANDSHAKE_SECONDS, Arrival, Connection
+from relayd.listener.proxy import Header, Malformed
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
 
+PROXY_SECONDS = 5.0  # for the whole header
+
+log = structlog.get_logger()
+
 
 class Census:
-    """Open connections, in all and by address. One for all listeners of a process."""
+    """Open connections: in all and by listener as they come in, by client address as soon as it is known."""
 
     def __init__(self) -> None:
         self.total = 0
+        self._by_listener: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
 
-    def join(self, address: str, most: int, most_per_address: int) -> Reply | None:
+    def join(self, listener: str, most: int, most_of_listener: int | None) -> Reply | None:
         """Count the connection in, or the refusal."""
         if self.total >= most:
             return replies.TOO_MANY_CONNECTIONS
+        if most_of_listener is not None and self._by_listener[listener] >= most_of_listener:
+            return replies.TOO_MANY_ON_LISTENER
+        self.total += 1
+        self._by_listener[listener] += 1
+        return None
+
+    def name(self, address: str, most_per_address: int) -> Reply | None:
+        """Count a joined connection to its client, or the refusal."""
         if self._by_address[address] >= most_per_address:
             return replies.TOO_MANY_FROM_ADDRESS
-        self.total += 1
         self._by_address[address] += 1
         return None
 
-    def leave(self, address: str) -> None:
+    def leave(self, listener: str, address: str | None) -> None:
+        """``address``: the client's, None when it was not counted."""
         self.total -= 1
-        self._by_address[address] -= 1
-        if self._by_address[address] <= 0:
-            del self._by_address[address]
+        self._by_listener[listener] -= 1
+        if address is not None:
+            self._by_address[address] -= 1
+            if self._by_address[address] <= 0:
+                del self._by_address[address]
 
 
 def plain_address(peer: object) -> str:
@@ -50,29 +74,144 @@ def plain_address(peer: object) -> str:
     return str(parsed.ipv4_mapped or parsed)
 
 
+class Door(Protocol):
+    """What a gate needs of the listener it stands at."""
+
+    name: str
+
+    @property
+    def implicit_tls(self) -> ssl.SSLContext | None: ...
+    def is_balancer(self, address: str) -> bool: ...
+    def join(self) -> Reply | None: ...
+    def claim(self, address: str) -> Reply | None: ...
+    def leave(self, address: str | None) -> None: ...
+    def build(self, arrival: Arrival) -> Connection: ...
+
+
 class Gate(asyncio.Protocol):
-    """`admit(address)` counts and says None or a refusal; `build(address)` makes the session."""
+    """One connection until its session; `waiting` holds the gates that are not through, for the drain.
+
+    Where something comes before the session, the socket is taken from its transport, which would read more than is
+    wanted (uvloop's begins to read whatever is said in connection_made), and gets another one when it is time.
+    """
 
     def __init__(
-        self,
-        admit: Callable[[str], Reply | None],
-        build: Callable[[str], Connection],
-        metrics: ListenerMetrics,
+        self, door: Door, metrics: ListenerMetrics, waiting: set[Gate], loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._admit = admit
-        self._build = build
+        self._door = door
         self._metrics = metrics
+        self._waiting = waiting
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._counted: str | None = None  # under this address
+        self._through = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)
-        address = plain_address(transport.get_extra_info("peername"))
-        refusal = self._admit(address)
+        peer = plain_address(transport.get_extra_info("peername"))
+        refusal = self._door.join()
         if refusal is not None:
-            self._metrics.connections_denied.inc()
-            self._metrics.rejected(refusal.reason)
-            transport.write(refusal.line)
+            self._refuse(refusal, transport.write)
             transport.close()
-            return
-        session = self._build(address)
+        elif self._door.is_balancer(peer) or self._door.implicit_tls is not None:
+            connection = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            connection.setblocking(False)
+            transport.abort()
+            self._waiting.add(self)
+            self._task = self._loop.create_task(self._pass(connection, peer))
+            self._task.add_done_callback(lambda task: self._passed(task, connection))
+        elif (refusal := self._door.claim(peer)) is not None:
+            self._door.leave(None)
+            self._refuse(refusal, transport.write)
+            transport.close()
+        else:
+            self._hand_over(transport, Arrival(peer))
+
+    def abort(self) -> None:
+        """The process is going."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _refuse(self, refusal: Reply, write: Callable[[bytes], object]) -> None:
+        """In clear; where the client waits for a handshake a reply would be noise, so there it is the end alone."""
+        self._metrics.connections_denied.inc()
+        self._metrics.rejected(refusal.reason)
+        if self._door.implicit_tls is None:
+            with contextlib.suppress(OSError):
+                write(refusal.line)
+
+    def _hand_over(self, transport: asyncio.Transport, arrival: Arrival) -> None:
+        session = self._door.build(arrival)
         transport.set_protocol(session)
+        self._through = True
         session.connection_made(transport)
+
+    # -- what takes time ------------------------------------------------------------------------------------------
+
+    async def _pass(self, connection: socket.socket, peer: str) -> None:
+        arrival = await self._arrival(connection, peer)
+        if arrival is None:
+            return
+        refusal = self._door.claim(arrival.address)
+        if refusal is not None:
+            self._refuse(refusal, connection.send)
+            return
+        self._counted = arrival.address
+        context = self._door.implicit_tls
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: _Entry(self._hand_over, arrival),
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if context is not None else None,
+            )
+        except (ssl.SSLError, OSError, TimeoutError) as error:
+            self._metrics.rejected("handshake")
+            log.info("handshake failed", client=arrival.address, listener=self._door.name, error=str(error))
+
+    def _passed(self, task: asyncio.Task[None], connection: socket.socket) -> None:
+        """Whatever happened in :meth:`_pass`, and if it was cancelled before it began."""
+        self._waiting.discard(self)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("gate failed", listener=self._door.name, client=self._counted, exc_info=error)
+        if not self._through:
+            self._door.leave(self._counted)
+            connection.close()
+
+    async def _arrival(self, connection: socket.socket, peer: str) -> Arrival | None:
+        """Who it is. Of a client that a balancer does not name nothing is known, whatever network the balancer is in."""
+        tls = self._door.implicit_tls is not None
+        if not self._door.is_balancer(peer):
+            return Arrival(peer, tls=tls)
+        try:
+            async with asyncio.timeout(PROXY_SECONDS):
+                named = await self._read_header(connection)
+        except (Malformed, OSError, TimeoutError) as error:
+            why = "no header in time" if isinstance(error, TimeoutError) else str(error)
+            self._metrics.rejected("proxy")
+            log.warning("proxy header refused", listener=self._door.name, balancer=peer, why=why)
+            return None
+        if named is None:
+            return Arrival(peer, known=False, tls=tls)
+        return Arrival(plain_address((named,)), tls=tls)
+
+    async def _read_header(self, connection: socket.socket) -> str | None:
+        """Not one octet more than the header has: what follows may be a handshake."""
+        header = Header()
+        while header.lacks:
+            octets = await self._loop.sock_recv(connection, header.lacks)
+            if not octets:
+                raise Malformed("the connection ended before it")
+            header.feed(octets)
+        return header.address
+
+
+class _Entry(asyncio.Protocol):
+    """Gives way to the session when the transport is ready, the handshake done."""
+
+    def __init__(self, hand_over: Callable[[asyncio.Transport, Arrival], None], arrival: Arrival) -> None:
+        self._hand_over = hand_over
+        self._arrival = arrival
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._hand_over(cast(asyncio.Transport, transport), self._arrival)

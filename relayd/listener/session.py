@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import structlog
 
+from config.settings import AccountSettings
 from relayd import policy, replies
-from relayd.listener.connection import Connection, Surroundings
+from relayd.listener.connection import Arrival, Connection, Surroundings
 from relayd.policy import Client
 from relayd.replies import Reply
 from relayd.volume import Share
@@ -38,19 +39,22 @@ class SessionProtocol(Connection):
         super().__init_subclass__()
         cls.verbs = tuple(name.removeprefix("smtp_") for name in dir(cls) if name.startswith("smtp_"))
 
-    def __init__(self, around: Surroundings, address: str, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(around, address, loop)
+    def __init__(self, around: Surroundings, arrival: Arrival, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(around, arrival, loop)
         self._smtp_methods = {verb: getattr(self, "smtp_" + verb) for verb in self.verbs}
         # aiosmtpd keeps this dict on the class, for all connections: shadow it.
         self.command_size_limits: dict[str, int] = {}
         self._reset_command_sizes()
-        self.account = around.accounts.by_address(address)
+        self.account = self._account_by_network()
         self.authenticated = False
-        self.client = Client(address, self.account, "", "SMTP")
+        self.client = Client(self.address, self.account, "", "SMTP")
         self.share = Share(around.volume)  # of the transaction under way
         self.rejected_events = 0
         self.failed_auth = 0
         self._commands = 0
+
+    def _account_by_network(self) -> AccountSettings | None:
+        return self.around.accounts.by_address(self.address) if self.known else None
 
     def _reset_command_sizes(self) -> None:
         self.command_size_limits.clear()

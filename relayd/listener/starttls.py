@@ -9,10 +9,9 @@ from typing import Any, cast
 import structlog
 
 from relayd import replies
+from relayd.listener.connection import HANDSHAKE_SECONDS
 from relayd.listener.hello import HelloVerbs
 from relayd.replies import Reply
-
-HANDSHAKE_SECONDS = 30.0
 
 log = structlog.get_logger()
 
@@ -62,7 +61,7 @@ class StartTlsVerb(HelloVerbs):
         self._set_rset_state()
         self.tls_active = True
         self.authenticated = False
-        self.account = self.around.accounts.by_address(self.address)
+        self.account = self._account_by_network()
         self.session.host_name = None
         self.session.extended_smtp = False
         self.session.ssl = upgraded.get_extra_info("sslcontext") and {"sslcontext": self.tls_context}
