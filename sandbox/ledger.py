@@ -2,7 +2,8 @@
 
 Whatever a reply promises is written to the file before the reply is sent, so the file is right whoever is killed,
 the sandbox included. Multisets are read from the file: :class:`Receipts` serves the sandbox's own process and any
-other. Records (``kind``): ``start``; ``message`` (t, connection, host, site, source, id, from, to, size, answered);
+other. Records (``kind``): ``start``; ``message`` (t, connection, host, site, source, id, from, to, size, answered,
+and what was said of ret, envid, notify, orcpt, the last two as lists beside ``to``);
 ``connection`` (number, host, site, source, opened, ended, how, messages, tls); ``violation`` (t, limit, …); ``change`` (t, what, to, sources).
 Times are Unix seconds.
 """
@@ -13,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,18 @@ class Ledger:
         self.flush()
 
     def accept(
-        self, party: Party, message_id: str, reverse_path: str, recipients: Sequence[str], *, size: int, answered: bool
+        self,
+        party: Party,
+        message_id: str,
+        reverse_path: str,
+        recipients: Sequence[str],
+        *,
+        size: int,
+        answered: bool,
+        dsn: Mapping[str, Any],
     ) -> None:
-        """One message taken; ``answered`` is False when its 250 is withheld on purpose. Not on file before flush."""
+        """One message taken; ``answered`` is False when its 250 is withheld on purpose. ``dsn``: as
+        :func:`sandbox.parameters.dsn` tells it. Not on file before flush."""
         self.messages += 1
         for recipient in recipients:
             self.accepted[recipient.rpartition("@")[2].lower(), party.source] += 1
@@ -74,6 +84,7 @@ class Ledger:
                 "to": recipients,
                 "size": size,
                 "answered": answered,
+                **dsn,
             }
         )
 

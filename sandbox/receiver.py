@@ -1,4 +1,4 @@
-"""The SMTP side of a simulated host: a lean receiver that takes thousands of messages a second (RFC 5321, 2920).
+"""The SMTP side of a simulated host: a lean receiver that takes thousands of messages a second (RFC 5321, 2920, 3461).
 
 A message counts as received when its final dot is read, even when the peer is gone before the reply: that is what a
 real host does.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from sandbox import parameters
 from sandbox.behaviour import Behaviour
 from sandbox.connection import MAX_SIZE, Connection, Reception
 from sandbox.world import Host
@@ -16,7 +17,7 @@ from sandbox.world import Host
 MAX_RECIPIENTS = 1000
 _MAX_LINE = 4096
 _PATH = re.compile(r"(FROM|TO):\s*<(?:@[^:>]*:)?([^<>]*)>\s*(.*)", re.IGNORECASE)
-_SIZE = re.compile(r"(?:^|\s)SIZE=(\d+)", re.IGNORECASE)
+_REFUSED = b"555 5.5.4 Parameter not recognized or not implemented\r\n"
 _MESSAGE_ID = re.compile(rb"^message-id:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -29,6 +30,8 @@ class Receiver(Connection):
         self._scanned = 0  # octets of the content known to hold no final dot
         self._reverse_path: str | None = None  # None = no mail transaction
         self._recipients: list[str] = []
+        self._said: dict[str, str] = {}  # parameters of MAIL
+        self._said_of: list[dict[str, str]] = []  # and of RCPT, one entry per recipient
         self._late: Behaviour | None = None  # of a recipient, for the phases after RCPT
 
     # -- input
@@ -89,6 +92,7 @@ class Receiver(Connection):
     def _finish(self, content: bytes) -> None:
         """The final dot: accept or refuse, record, reply."""
         recipients, reverse_path, late = self._recipients, self._reverse_path or "", self._late
+        dsn = parameters.dsn(self._said, self._said_of)
         self._reset()
         self._messages += 1
         if not recipients:
@@ -100,7 +104,9 @@ class Receiver(Connection):
             if self._shared.store is not None:
                 self._shared.store.keep(reverse_path, recipients, _unstuffed(content))
             answered = step is None or not (step.drop or step.garbage)
-            self._ledger.accept(self._party, message_id, reverse_path, recipients, size=len(content), answered=answered)
+            self._ledger.accept(
+                self._party, message_id, reverse_path, recipients, size=len(content), answered=answered, dsn=dsn
+            )
         elif step.reply:
             self._ledger.refused[self._domain.name, step.reply[:3]] += 1
         self._say("end_of_data", b"250 2.0.0 Ok: received\r\n", step)
@@ -110,6 +116,8 @@ class Receiver(Connection):
     def _reset(self) -> None:
         self._reverse_path = None
         self._recipients = []
+        self._said = {}
+        self._said_of = []
         self._late = None
         self._scanned = 0
 
@@ -152,14 +160,18 @@ class Receiver(Connection):
         if self._reverse_path is not None:
             self._out.append(b"503 5.5.1 Nested MAIL command\r\n")
             return
-        size = _SIZE.search(path[3])
-        if size is not None and int(size[1]) > MAX_SIZE:
+        said = parameters.read(path[3], parameters.MAIL, self._domain.treats(self._source).extensions)
+        if said is None:
+            self._out.append(_REFUSED)
+            return
+        size = said.get("SIZE", "")
+        if size.isdecimal() and int(size) > MAX_SIZE:
             self._out.append(b"552 5.3.4 Message size exceeds fixed limit\r\n")
             return
         address = path[2]
 
         def begin() -> None:
-            self._reverse_path = address
+            self._reverse_path, self._said = address, said
 
         self._say("mail", b"250 2.1.0 Ok\r\n", self._step("mail"), begin)
 
@@ -173,6 +185,10 @@ class Receiver(Connection):
             return
         if len(self._recipients) >= MAX_RECIPIENTS:
             self._out.append(b"452 4.5.3 Too many recipients\r\n")
+            return
+        said = parameters.read(path[3], parameters.RCPT, self._domain.treats(self._source).extensions)
+        if said is None:
+            self._out.append(_REFUSED)
             return
         recipient = path[2]
         local, _, name = recipient.rpartition("@")
@@ -193,6 +209,7 @@ class Receiver(Connection):
 
         def add() -> None:
             self._recipients.append(recipient)
+            self._said_of.append(said)
             if behaviour.late and self._late is None:
                 self._late = behaviour
 

@@ -209,6 +209,56 @@ def test_partial_recipients_pipelined(tmp_path: Path) -> None:
     with_sandbox(tmp_path, scenario)
 
 
+@pytest.mark.parametrize(
+    ("host", "line", "reply"),
+    [
+        ("mx1.dsn.test", "MAIL FROM:<s@x.test> RET=HDRS ENVID=Q+2BZ SIZE=10 BODY=8BITMIME", "250"),
+        ("mx1.dsn.test", "MAIL FROM:<s@x.test> ret=full", "250"),
+        ("mx1.dsn.test", "MAIL FROM:<s@x.test> RET=HDRS RET=FULL", "555 5.5.4"),
+        ("mx1.dsn.test", "MAIL FROM:<s@x.test> NOTIFY=NEVER", "555 5.5.4"),
+        ("mx1.dsn.test", "MAIL FROM:<s@x.test> FOO", "555 5.5.4"),
+        ("mx1.dsn.test", "MAIL FROM:<s@x.test> SMTPUTF8", "555 5.5.4"),
+        ("mx1.gob.test", "MAIL FROM:<s@x.test> RET=HDRS", "555 5.5.4"),
+        ("mx1.gob.test", "MAIL FROM:<s@x.test> SIZE=99999999", "552 5.3.4"),
+        ("mx.basic.test", "MAIL FROM:<s@x.test> SIZE=10", "250"),
+        ("mx.basic.test", "MAIL FROM:<s@x.test> BODY=8BITMIME", "555 5.5.4"),
+    ],
+)
+def test_parameters_of_what_is_offered(tmp_path: Path, host: str, line: str, reply: str) -> None:
+    async def scenario(sandbox: Sandbox) -> None:
+        async with dialogue(sandbox, host) as client:
+            await client.greet()
+            assert (await client.say(line))[0].startswith(reply)
+
+    with_sandbox(tmp_path, scenario)
+
+
+def test_dsn_parameters_are_in_the_ledger_as_they_came(tmp_path: Path) -> None:
+    async def scenario(sandbox: Sandbox) -> None:
+        async with dialogue(sandbox, "mx1.gob.test") as client:
+            await client.greet()
+            said = await client.say("MAIL FROM:<s@x.test>", "RCPT TO:<a@gob.test> NOTIFY=NEVER")
+            assert said[1].startswith("555 5.5.4")
+        async with dialogue(sandbox, "mx1.dsn.test") as client:
+            assert (await client.read()).startswith("220 ")
+            assert "DSN" in (await client.say("EHLO client.test"))[0].split()
+            await client.say(
+                "MAIL FROM:<s@x.test> RET=FULL ENVID=Q+2Bz",
+                "RCPT TO:<a@dsn.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;A+2Bb@X.test",
+                "RCPT TO:<unknown+b@dsn.test> NOTIFY=NEVER",
+                "RCPT TO:<c@dsn.test>",
+                "DATA",
+            )
+            assert (await client.say("Message-ID: <d@x>\r\n\r\n."))[0].startswith("250")
+            assert (await client.send("d@dsn.test")).startswith("250")
+        first, second = sandbox.ledger.receipts().records("message")
+        assert (first["to"], first["ret"], first["envid"]) == (["a@dsn.test", "c@dsn.test"], "FULL", "Q+2Bz")
+        assert (first["notify"], first["orcpt"]) == (["SUCCESS,DELAY", ""], ["rfc822;A+2Bb@X.test", ""])
+        assert not {"ret", "envid", "notify", "orcpt"} & second.keys()
+
+    with_sandbox(tmp_path, scenario)
+
+
 def test_data_without_recipients(tmp_path: Path) -> None:
     async def scenario(sandbox: Sandbox) -> None:
         for behaviour, ready in (("accept", "554"), ("eager", "354")):
