@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from mailqueue.events import Event
 from mailqueue.inspect import summary
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
+from signing.dkim import Signer
+from signing.keys import load as load_keys
 
 PAUSE_SECONDS = 1.0  # between rounds
 EACH = {"look": 5, "count": 10, "tidy": 300}  # rounds
@@ -34,11 +36,14 @@ log = structlog.get_logger("maintenance")
 
 
 class Maintenance:
-    """Rounds over all shards."""
+    """Rounds over all shards. ``signer``: of the DSNs."""
 
-    def __init__(self, queue: Queue, reloader: Reloader, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, queue: Queue, reloader: Reloader, registry: CollectorRegistry, signer: Signer | None = None
+    ) -> None:
         self._queue = queue
         self._reloader = reloader
+        self._signer = self._next_signer = signer or Signer()
         self._reapers = [Reaper(shard, record_of, self._told) for shard in queue.shards]
         self._reaped = Counter("tambo_items_reaped", "Items put back from dead workers", registry=registry)
         self._expired = Counter("tambo_items_expired", "Recipients given up as their time was over", registry=registry)
@@ -93,13 +98,21 @@ class Maintenance:
         self._reaped.inc(await reaper.reap())
 
     async def _notify(self, reaper: Reaper, settings: Settings) -> None:
-        self._dsns.inc(await notify(reaper, settings))
+        self._dsns.inc(await notify(reaper, settings, self._signer))
 
     async def _count(self) -> None:
         facts = await summary(self._queue.shards)
         self._queued.set(facts.open)
         self._held.set(facts.held)
         self._workers.set(len(facts.workers))
+
+    def read_keys(self, new: Loaded) -> Sequence[str]:
+        """Guard of the reload: OSError and ValueError for keys that do not do."""
+        self._next_signer = load_keys(new.settings.signing.directory)
+        return ()
+
+    def take_over(self, _old: Loaded, _new: Loaded) -> None:
+        self._signer = self._next_signer
 
     def _told(self, event: Event) -> None:
         if event.kind == "expired":
@@ -111,7 +124,9 @@ async def serve(path: Path, loaded: Loaded) -> None:
     reloader = Reloader(path, os.environ, loaded, log, registry)
     queue = await Queue.open(loaded.settings.queue, role="maintenance")
     try:
-        work = Maintenance(queue, reloader, registry)
+        work = Maintenance(queue, reloader, registry, load_keys(loaded.settings.signing.directory))
+        reloader.guard(work.read_keys)
+        reloader.subscribe(work.take_over)
 
         def ready() -> list[str]:
             return [work.trouble] if work.trouble else []

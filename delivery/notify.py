@@ -1,4 +1,4 @@
-"""DSNs that are due: composed from their records and put into the queue, both in one step of the queue's."""
+"""DSNs that are due: composed from their records, signed, and put into the queue in the step that forgets the records."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.message import Envelope, Message, State, new_id
 from mailqueue.reaper import Notice, Reaper
 from mailqueue.writer import Put, prepare
+from signing.dkim import Signer
 
 log = structlog.get_logger("delivery")
 
@@ -36,13 +37,13 @@ def record_of(envelope: Envelope, index: int, state: State, action: str, now: in
     ).to_json()
 
 
-async def notify(reaper: Reaper, settings: Settings) -> int:
-    """Every DSN that is due now. Returns how many were queued."""
+async def notify(reaper: Reaper, settings: Settings, signer: Signer | None = None) -> int:
+    """Every DSN that is due now, signed where a key covers our host name. Returns how many were queued."""
     queued = 0
     while notices := await reaper.notices():
         for notice in notices:
             try:
-                dsns = _compose(notice, settings)
+                dsns = _compose(notice, settings, signer)
                 if await reaper.notified(notice, dsns):
                     queued += len(dsns)
             except QueueDown:
@@ -68,7 +69,7 @@ def _id_in(shard: int, shards: int) -> str:
     return identity
 
 
-def _compose(notice: Notice, settings: Settings) -> list[Put]:
+def _compose(notice: Notice, settings: Settings, signer: Signer | None) -> list[Put]:
     """One DSN for the failures, one for the delays, one for what was relayed; none where nobody may be told."""
     if notice.message is None:
         log.error("DSN without its message", id=notice.id)
@@ -93,6 +94,8 @@ def _compose(notice: Notice, settings: Settings) -> list[Put]:
         )
         if content is None:
             continue
+        if signer is not None:
+            content = signer.sign(content, settings.delivery.hostname.lower(), now / 1000) + content
         expires = now + int(settings.delivery.retry.expire_seconds * 1000)
         envelope = notification_envelope(
             notice.message.envelope, id=identity, now_ms=now, expires_at=expires, eight_bit=not content.isascii()

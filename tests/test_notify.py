@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from config.load import Loaded
 from config.settings import Settings
 from delivery import dsn as notification
 from delivery.maintenance import Maintenance
@@ -18,6 +20,9 @@ from mailqueue import inspect
 from mailqueue.message import State
 from mailqueue.reaper import Reaper
 from mailqueue.worker import Settlement
+from signing import keys as signing_keys
+from tests.delivery_kit import providers
+from tests.dkim_kit import faults
 from tests.queue_kit import claim_all, events, message, now_ms, opened, working
 
 FAILED = DsnRecord("a@x.test", "failed", "5.1.1", "smtp; 550 5.1.1 no such user").to_json()
@@ -150,6 +155,35 @@ def test_a_dsn_that_fails_is_left_for_later_and_holds_up_nobody(
             assert 50_000 < float(due) - now_ms() <= 60_000, "leased"
             await queue.shards[0].command("ZADD", "{q0}:bd", 1, bad.envelope.id)
             assert await notify(keeper, settings()) == 1, "the lease has ended"
+
+    asyncio.run(scenario())
+
+
+def test_a_dsn_is_signed_by_the_key_that_covers_our_name(shared_redis: Any, tmp_path: Path) -> None:
+    held = signing_keys.generate(tmp_path, "entidad.test", "rsa-2048", selector="s1", now=1.0)
+    signing_keys.rotate(tmp_path, "entidad.test", now=2.0, overlap=1.0)
+    new = Loaded(Settings.model_validate({"signing": {"directory": str(tmp_path)}}), {}, providers())
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            registry = CollectorRegistry()
+            work = Maintenance(queue, _Settled(), registry)  # type: ignore[arg-type]
+            bodies = []
+            for reloaded in (False, True):
+                await queue.put(message("a@x.test", ret="FULL", content=b"Subject: hola\r\n\r\nma\xc3\xb1ana\r\n"))
+                (item,) = await claim_all(worker)
+                await worker.settle(Settlement(item, "final", record=FAILED, record_due=0))
+                if reloaded:
+                    assert not work.read_keys(new)
+                    work.take_over(new, new)
+                assert await work._round(1) == ""
+                (dsn,) = await claim_all(worker)
+                assert dsn.message.envelope.body == "8BITMIME"
+                bodies.append(dsn.message.content)
+            assert b"DKIM-Signature" not in bodies[0], "as before, while no key covers us"
+            assert bodies[1].startswith(b"DKIM-Signature: v=1; a=rsa-sha256;")
+            assert b"d=entidad.test;" in bodies[1]
+            assert faults(bodies[1], [held.key], signatures=1) == []
 
     asyncio.run(scenario())
 
