@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import email
+import os
+import subprocess
+from collections.abc import Callable
 from email.message import Message as Mail
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from config.settings import TimeoutSettings
+from delivery.session import Session
+from delivery.tls import TlsMode
+from delivery.transaction import Transaction
 from tests.delivery_kit import Rig, rig
-from tests.queue_kit import message
+from tests.queue_kit import eventually, message
+from tests.smtp_peer import Peer, peer
+from tests.test_fixtures import free_port
 
 SENDER = "Notas@gob.test"
 
@@ -122,5 +133,56 @@ def test_return_paths_go_out_one_each_and_dsns_to_the_original_sender(shared_red
             whole = dsn.get_payload()[2]  # type: ignore[index]
             assert whole.get_content_type() == "message/rfc822"  # type: ignore[union-attr]
             assert "texto" in whole.as_string()  # type: ignore[union-attr]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("root")
+def test_a_real_postfix_tells_of_success_with_what_we_passed_on(tool: Callable[[str], Path]) -> None:
+    """Our client → Postfix, which offers DSN → a host that does not: Postfix's DSN shows what it understood."""
+    if not str(tool("postconf")).endswith(".tools/bin/postconf"):
+        pytest.skip("the private instance runs from the unpacked tools only")
+    instance = Path(__file__).resolve().parent.parent / "tools" / "postfix-instance"
+    directory, submission = Path(f"/tmp/tambo-postfix-dsn-{os.getpid()}"), free_port()
+    sent = Transaction(
+        *("aviso@entidad.test", ("a@x.test", "b@x.test"), b"Subject: hola\r\n\r\ntexto\r\n"),
+        ret="HDRS",
+        envid="QQ+2B314+3Dz",
+        notify=("SUCCESS", "NEVER"),
+        orcpt=("rfc822;A+2Bx@Old.Test", ""),
+    )
+
+    async def to_postfix(words: list[str]) -> None:
+        await asyncio.to_thread(subprocess.run, [instance, *words], check=True, timeout=30)
+
+    async def exchange(host: Peer) -> None:
+        session = await Session.open(
+            *("postfix.test", "127.0.0.1", submission),
+            source=None,
+            hostname="relay.test",
+            timeouts=TimeoutSettings(),
+            tls=TlsMode.NONE,
+        )
+        result = await session.send(sent)
+        await session.quit()
+        assert result.dsn and all(told.delivered for told in result.recipients)
+
+        async def both_came() -> bool:
+            return len(host.messages) == 2
+
+        await eventually(both_came, 30)
+
+    async def scenario() -> None:
+        async with peer() as host:
+            await to_postfix(["start", str(directory), str(submission), str(host.port)])
+            try:
+                await exchange(host)
+            finally:
+                await to_postfix(["stop", str(directory)])
+                await asyncio.to_thread(subprocess.run, ["rm", "-rf", directory], check=True)
+        dsn = next(mail for mail in map(email.message_from_bytes, host.messages) if mail.is_multipart())
+        (fields,) = told(dsn)
+        assert (fields["Action"], fields["Original-Recipient"]) == ("relayed", "rfc822;A+x@Old.Test")
+        assert dsn.get_payload()[1].get_payload()[0]["Original-Envelope-Id"] == "QQ+314=z"  # type: ignore[index,union-attr]
 
     asyncio.run(scenario())
