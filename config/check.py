@@ -6,25 +6,32 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from config import routes
 from config.addresses import IPNetwork, network_inside
 from config.schema import Problem
 from config.settings import AccountSettings, ListenerSettings, Settings
 
+Placed = tuple[str, AccountSettings]  # where it stands ("accounts[0]"), and the account
+NO_SENDERS = '"{}" may send as anybody; list its addresses or domains, or write ["*"] if that is meant'
 LONGEST_PREFIX = {4: 16, 6: 48}  # shortest prefix length that one account may claim
 
 
 def problems(settings: Settings) -> list[Problem]:
     return [
-        *_networks(settings.accounts),
-        *_identities(settings.accounts),
+        *account_problems(settings, [(f"accounts[{i}]", account) for i, account in enumerate(settings.accounts)]),
         *_ways_in(settings),
         *_pools(settings),
         *_listeners(settings),
         *routes.problems(settings),
     ]
+
+
+def account_problems(settings: Settings, accounts: Sequence[Placed]) -> list[Problem]:
+    """What is wrong with accounts, each alone and all together: those of the file, and those of the queue behind them.
+    Of two that contradict each other the later one is named."""
+    return [*_networks(accounts), *_identities(accounts), *_grants(settings, accounts)]
 
 
 def warnings(settings: Settings) -> list[Problem]:
@@ -39,16 +46,18 @@ def warnings(settings: Settings) -> list[Problem]:
     for index, listener in enumerate(settings.relayd.listeners):
         if listener.allow_public:
             found.append(Problem(f"relayd.listeners[{index}].allow_public", "the outside may reach this listener"))
+    for index, account in enumerate(settings.accounts):
+        if not account.senders:
+            found.append(Problem(f"accounts[{index}].senders", NO_SENDERS.format(account.name)))
     found += routes.warnings(settings)
     return found
 
 
 def network_problem(text: str) -> str:
     """What is wrong with one client network of an account; "" = nothing."""
-    try:
-        network = ipaddress.ip_network(text)
-    except ValueError:
-        return _no_network(text)
+    if wrong := _no_syntax(text):
+        return wrong
+    network = ipaddress.ip_network(text)
     shortest = LONGEST_PREFIX[network.version]
     if network.prefixlen < shortest:
         return f'"{text}" is too broad; allowed: IPv4 /16 or longer, IPv6 /48 or longer'
@@ -57,19 +66,23 @@ def network_problem(text: str) -> str:
     return ""
 
 
-def _no_network(text: str) -> str:
+def _no_syntax(text: str) -> str:
     try:
-        meant = ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(text, strict=False)
+        exact = str(network.network_address) == str(ipaddress.ip_interface(text).ip)
     except ValueError:
         return f'"{text}" is no network; write it like 10.20.0.0/16 or fd00:1:2::/48'
-    return f'"{text}" has bits set behind its prefix; did you mean {meant}?'
+    return "" if exact else f'"{text}" has bits set behind its prefix; did you mean {network}?'
 
 
-def _networks(accounts: Iterable[AccountSettings]) -> Iterator[Problem]:
+def _networks(accounts: Iterable[Placed]) -> Iterator[Problem]:
     seen: list[tuple[str, IPNetwork]] = []
-    for number, account in enumerate(accounts):
+    for where, account in accounts:
+        for index, text in enumerate(account.password_networks):
+            if wrong := _no_syntax(text):
+                yield Problem(f"{where}.password_networks[{index}]", wrong)
         for index, text in enumerate(account.networks):
-            key = f"accounts[{number}].networks[{index}]"
+            key = f"{where}.networks[{index}]"
             if wrong := network_problem(text):
                 yield Problem(key, wrong)
                 continue
@@ -80,17 +93,25 @@ def _networks(accounts: Iterable[AccountSettings]) -> Iterator[Problem]:
             seen.append((key, network))
 
 
-def _identities(accounts: tuple[AccountSettings, ...]) -> Iterator[Problem]:
-    yield from _repeated((f"accounts[{i}].name", account.name) for i, account in enumerate(accounts))
+def _identities(accounts: Sequence[Placed]) -> Iterator[Problem]:
+    yield from _repeated((f"{where}.name", account.name) for where, account in accounts)
     yield from _repeated(
-        (f"accounts[{i}].{'user' if account.user else 'name'}", account.login, "AUTH name")
-        for i, account in enumerate(accounts)
+        (f"{where}.{'user' if account.user else 'name'}", account.login, "AUTH name") for where, account in accounts
     )
-    for i, account in enumerate(accounts):
+    for where, account in accounts:
         if account.user and not account.password_hash:
-            yield Problem(f"accounts[{i}].password_hash", "missing; an account with a user needs one")
+            yield Problem(f"{where}.password_hash", "missing; an account with a user needs one")
         elif not account.networks and not account.password_hash:
-            yield Problem(f"accounts[{i}]", f'nobody can use "{account.name}"; it needs networks, or password_hash')
+            yield Problem(where, f'nobody can use "{account.name}"; it needs networks, or password_hash')
+
+
+def _grants(settings: Settings, accounts: Iterable[Placed]) -> Iterator[Problem]:
+    pools = [pool.name for pool in settings.delivery.pools]
+    for where, account in accounts:
+        granted = [("pool", account.pool), *((f"pools[{i}]", name) for i, name in enumerate(account.pools))]
+        for key, name in granted:
+            if pools and name not in pools:
+                yield Problem(f"{where}.{key}", f'"{name}" is no pool; allowed: {", ".join(pools)}')
 
 
 def _ways_in(settings: Settings) -> Iterator[Problem]:
@@ -113,10 +134,6 @@ def _pools(settings: Settings) -> Iterator[Problem]:
             for j, source in enumerate(pool.sources)
             for address in source.addresses
         )
-    names = [pool.name for pool in pools]
-    for i, account in enumerate(settings.accounts):
-        if names and account.pool not in names:
-            yield Problem(f"accounts[{i}].pool", f'"{account.pool}" is no pool; allowed: {", ".join(names)}')
 
 
 def _listeners(settings: Settings) -> Iterator[Problem]:

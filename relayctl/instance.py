@@ -170,6 +170,7 @@ key = {text(instance.key)}
 [[accounts]]
 name = "{USER}"
 password_hash = {text(instance.password_hash)}
+senders = ["*"]
 class = "bulk"
 classes = ["transactional"]
 

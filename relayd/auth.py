@@ -89,7 +89,7 @@ class Authenticator:
 
     async def verify(self, user: str, password: bytes, address: str) -> AccountSettings | None:
         """The user's account, or None; raises AuthBusy and AuthRefused."""
-        account = self._accounts.by_user(user)
+        account = self._accounts.by_user(user, address)
         if len(password) > PASSWORD_OCTETS:
             return None
         network = client_network(address)
@@ -163,7 +163,7 @@ class Authenticator:
     def _stored(self, account: AccountSettings | None, user: str) -> list[str]:
         """The hashes to try; for a user who has none, as many and as dear as some account's that nobody can match."""
         if account is not None and account.password_hash is not None:
-            return [account.password_hash.get_secret_value()]
+            return list(account.hashes(time.time()))
         return [self._dummy(user)]
 
     def _may_look(self, network: str) -> bool:

@@ -49,6 +49,8 @@ class Submitter(Protocol):
     share: Share
     rejected_events: int
 
+    def renew(self) -> None: ...
+
 
 class SubmissionHandler:
     """One per process. `preparation` is replaced on reload; commits under way outlive their sessions."""
@@ -62,6 +64,7 @@ class SubmissionHandler:
     async def handle_MAIL(
         self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
     ) -> Reply:
+        server.renew()
         client = server.client
         refusal = policy.may_submit(client) or policy.check_reverse_path(address)
         refusal = refusal or policy.may_send_as(client.account, address)

@@ -6,6 +6,7 @@ Exit codes: 0 drained; 1 the queue, a certificate or an address did not serve; 2
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import ssl
 import sys
@@ -24,6 +25,7 @@ from config.reload import Reloader
 from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.failures import FailureLimits, Failures
 from mailqueue.queue import Queue
+from relayd.accounts import follow
 from relayd.server import Relayd
 
 log = structlog.get_logger()
@@ -57,9 +59,12 @@ async def serve(path: Path, loaded: Loaded) -> None:
     queue = await Queue.open(settings.queue, role="relayd")
     try:
         queue.watch()
-        await queue.set_weights({account.name: account.weight for account in settings.accounts})
+        store = queue.accounts()
+        stored = await store.read()
+        await queue.set_weights({each.name: each.weight for each in (*stored.accounts, *settings.accounts)})
         failures = Failures(queue.shards[0], FailureLimits.of(settings.relayd))
         relayd = Relayd(settings, queue, registry, failures)
+        relayd.keep(stored)
 
         def ready() -> list[str]:
             return [] if queue.accepting else ["the queue does not accept mail"]
@@ -68,8 +73,10 @@ async def serve(path: Path, loaded: Loaded) -> None:
         reloader.subscribe(lambda _old, new: relayd.reload(new.settings))
         async with Service("relayd", settings.metrics.relayd, registry, ready, reload=reloader.reload) as service:
             await relayd.start(handed=inherited_sockets())
+            following = asyncio.create_task(follow(lambda: store.watch(stored.version), relayd.keep), name="accounts")
             service.started()
             await service.stop.wait()
             await relayd.drain()
+            following.cancel()
     finally:
         await queue.close()

@@ -39,7 +39,9 @@ def protocol(extended: bool, tls: bool, authenticated: bool) -> str:
 
 def may_submit(client: Client) -> Reply | None:
     """No account, no mail: the whole of the open-relay question."""
-    return None if client.account is not None else replies.WHO_ARE_YOU
+    if client.account is None:
+        return replies.WHO_ARE_YOU
+    return replies.ACCOUNT_DISABLED if client.account.disabled else None
 
 
 def check_reverse_path(path: str) -> Reply | None:

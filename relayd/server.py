@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from config.settings import ListenerSettings, RelaydSettings, Settings
+from mailqueue.accounts import Stored
 from relayd import replies
 from relayd.accounts import Accounts
 from relayd.auth import Authenticator, Book
@@ -78,6 +79,13 @@ class Relayd:
         self._handler.preparation = Preparation(terms(settings), self._queue.new_id)
         self.doors.reload(settings.relayd, _own(settings))
         self._settings = settings
+
+    def keep(self, stored: Stored) -> None:
+        """The queue's accounts, as they are now."""
+        self._accounts.keep(stored.accounts)
+        for name, why in stored.unread:
+            log.error("account cannot be read", account=name, why=why)
+        log.info("accounts taken over", version=stored.version, count=len(stored.accounts))
 
     async def drain(self) -> None:
         """The written order of going; returns when no session is left."""

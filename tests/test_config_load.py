@@ -78,6 +78,13 @@ def test_warnings(tmp_path: Path) -> None:
     )
     path.write_text("[delivery]\nport = 2525\nsandbox = true\n")
     assert load(path, {}).warnings == ()
+    accounts = '[[accounts]]\nname = "a"\nnetworks = ["10.0.0.0/24"]\n'
+    path.write_text("[delivery]\nsandbox = true\n" + accounts)
+    assert load(path, {}).warnings == (
+        'accounts[0].senders: "a" may send as anybody; list its addresses or domains, or write ["*"] if that is meant',
+    )
+    path.write_text("[delivery]\nsandbox = true\n" + accounts + 'senders = ["*"]\n')
+    assert load(path, {}).warnings == ()
 
 
 def test_leaves_mask_secrets() -> None:

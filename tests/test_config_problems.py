@@ -141,12 +141,25 @@ CASES = {
             'accounts[3].user: AUTH name "c" is already that of accounts[2].name',
             'accounts[0]: nobody can use "a"; it needs networks, or password_hash',
             "accounts[1].password_hash: missing; an account with a user needs one",
+            'accounts[2].pool: "other" is no pool; allowed: default',
             "accounts[2].password_hash: AUTH is offered under TLS only, "
             'and no submission listener has tls = "starttls" or "implicit"',
             "accounts[3].password_hash: AUTH is offered under TLS only, "
             'and no submission listener has tls = "starttls" or "implicit"',
-            'accounts[2].pool: "other" is no pool; allowed: default',
         ],
+    ),
+    "grants and passwords of accounts": (
+        '[[delivery.pools]]\nname = "default"\n[[accounts]]\nname = "a"\nnetworks = ["10.0.0.0/24"]\n'
+        + 'pools = ["default", "fast"]\npassword_networks = ["203.0.113.0/24", "10.0.0.1/24", "vpn"]\n',
+        [
+            'accounts[0].password_networks[1]: "10.0.0.1/24" has bits set behind its prefix; did you mean 10.0.0.0/24?',
+            'accounts[0].password_networks[2]: "vpn" is no network; write it like 10.20.0.0/16 or fd00:1:2::/48',
+            'accounts[0].pools[1]: "fast" is no pool; allowed: default',
+        ],
+    ),
+    "a password before the one that counts": (
+        '[[accounts]]\nname = "a"\nnetworks = ["10.0.0.0/24"]\nprevious_until = 2026-01-01T00:00:00Z\n',
+        ["accounts[0].previous_until: previous_hash and previous_until go together, beside password_hash"],
     ),
     "names and addresses that are there twice": (
         LISTENER

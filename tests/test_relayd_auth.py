@@ -271,11 +271,11 @@ def test_accounts_by_network() -> None:
 @pytest.mark.parametrize(
     ("networks", "why"),
     [
-        (("10.0.0.0/8",), "wider"),
+        (("10.0.0.0/8",), "too broad"),
         (("203.0.0.0/16",), "public"),
         (("8.8.8.8/32",), "public"),
         (("10.1.0.0/16", "10.1.2.0/24"), "overlaps"),
-        (("10.1.0.1/16",), "host bits"),
+        (("10.1.0.1/16",), "bits set"),
     ],
 )
 def test_networks_that_may_not_go_without_a_password(networks: tuple[str, ...], why: str) -> None:

@@ -129,6 +129,14 @@ class SessionProtocol(Connection):
         self.envelope = self._create_envelope()
         self.busy = False
 
+    def renew(self) -> None:
+        """The account with its grants as they are now: asked for at each mail transaction."""
+        known = self.account if self.authenticated else None
+        account = self.around.accounts.renewed(known) if known is not None else self._account_by_network()
+        if account is not self.account:
+            self.account = account
+            self.introduce()
+
     def introduce(self) -> None:
         """Settle who the client is, after EHLO, AUTH or TLS changed it."""
         assert self.session is not None
