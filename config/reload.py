@@ -24,6 +24,7 @@ NEEDS_RESTART = re.compile(
     r"|relayd\.listeners(\[\d+\]\.(name|kind|address|port|tls|interface|allow_public))?"
     r"|delivery\.(sandbox|port|hostname|nameservers|ipv6|allow_private)"
     r"|accounts\[\d+\]\.weight"
+    r"|quota\..*"
     r"|metrics\..*|log\..*|sandbox\..*"
 )
 

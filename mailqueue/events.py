@@ -71,6 +71,7 @@ class Event:
     orcpt: str = ""  # §4.2, as it came
     warnings: tuple[str, ...] = ()  # received only: what was accepted and flagged, for instance "unsigned"
     pays: bool = False  # received only: recipients were taken from the account's quota
+    refunded: int = 0  # removed, suppressed: recipients given back to it
     v: int = VERSION
 
     def to_json(self) -> bytes:

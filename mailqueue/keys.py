@@ -30,7 +30,19 @@ accounts               hash      name → "<revision> <changed at, ms> <JSON>" (
 ac:<token>             string    version that a change of accounts made, so that its repetition changes nothing
 meta                   hash      schema, epoch (last one given), stops (version), accounts (version)
 bell                   channel   something is due earlier than known
+bag:<account>          hash      quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
+                                 first (id of the first event that was paid from it)
+use:<account>, bags    hash,set  "<local day>\\n<origin>" → recipients used; accounts with a bag
 events:{qN}            stream    the events, field "e"
+=====================  ========  ==================================================================================
+
+Quotas have a slot of their own, ``{quota}:``
+
+=====================  ========  ==================================================================================
+a:<account>, accounts  hash,set  balance, sum of all entries, period; per shard total, begin, returned, lapsed
+e:<account>            stream    the entries, field "e" (JSON)
+k:<token>              string    a verb's answer, for eight days
+rate:<account>         hash      b1, n1 … b3, n3: begin and count of the minute, hour and day
 =====================  ========  ==================================================================================
 """
 
@@ -41,6 +53,7 @@ from zlib import crc32
 from mailqueue.message import Envelope
 
 SCHEMA = 1
+QUOTA = "{quota}:"
 CLASS_LETTER = {"emergency": "e", "transactional": "t", "bulk": "b"}
 CLASS_NAME = {letter: name for name, letter in CLASS_LETTER.items()}
 

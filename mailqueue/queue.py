@@ -13,8 +13,9 @@ from typing import Self
 import redis.asyncio as aioredis
 import structlog
 
-from config.settings import QueueSettings
-from mailqueue import content, keys, memory, scripts, server
+from config.accounts import AccountSettings
+from config.settings import QueueSettings, QuotaSettings
+from mailqueue import calendar, content, keys, memory, rates, scripts, server
 from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
@@ -22,6 +23,8 @@ from mailqueue.events import Event
 from mailqueue.logline import say
 from mailqueue.message import Message, new_id
 from mailqueue.pulse import Pulse
+from mailqueue.quota import Allotments, Ledger, charge_of, outside_term, term_of
+from mailqueue.rates import Rates, Take
 from mailqueue.scripts import Shard
 from mailqueue.worker import Worker
 from mailqueue.writer import Put, Verdict, Writer, prepare
@@ -33,20 +36,31 @@ log = structlog.get_logger("queue")
 class Queue:
     """Made by :meth:`open`. One per process; all shards live on one server (or one Redis Cluster)."""
 
-    def __init__(self, settings: QueueSettings, role: str, shards: list[Shard], bells: list[Shard]) -> None:
+    def __init__(
+        self, settings: QueueSettings, role: str, shards: list[Shard], bells: list[Shard], quota: QuotaSettings
+    ) -> None:
         self.settings = settings
+        self.quota = quota
         self.role = role
         self.shards = shards
         self._bells = bells
         self._encoder = content.Encoder(settings.dictionaries)
-        self._writers = [Writer(shard, marker_seconds=settings.idempotency_seconds) for shard in shards]
+        slot = scripts.quota_slot(shards[0].client)
+        self.ledger = Ledger(slot, shards)
+        self._allotments = Allotments(self.ledger, quota.allotment)
+        self._rates = Rates(slot)
+        self._writers = [
+            Writer(shard, marker_seconds=settings.idempotency_seconds, allotments=self._allotments) for shard in shards
+        ]
         self._memory = memory.MemoryMark(shards[0], settings)
         self._events: Batch[Event, bytes] = Batch(self._emit, most=500)
         self._pulse = Pulse(shards)
         self._closing = False
 
     @classmethod
-    async def open(cls, settings: QueueSettings, role: str, *, patience: float = 30.0) -> Self:
+    async def open(
+        cls, settings: QueueSettings, role: str, *, patience: float = 30.0, quota: QuotaSettings | None = None
+    ) -> Self:
         """Connects and inspects the server, waiting ``patience`` seconds for it to come up.
 
         Raises QueueRefused (a server that may not hold mail: what to change) or QueueDown (none there).
@@ -54,7 +68,7 @@ class Queue:
         sources = scripts.load_sources()
         shards = [Shard(cls._client(settings), number, sources) for number in range(settings.shards)]
         bells = [Shard(cls._client(settings, timeout=None), number, {}) for number in range(settings.shards)]
-        queue = cls(settings, role, shards, bells)
+        queue = cls(settings, role, shards, bells, quota or QuotaSettings())
         try:
             await queue._inspect(patience)
         except BaseException:
@@ -104,8 +118,15 @@ class Queue:
     def _home(self, account: str, idempotency_key: str) -> int:
         return keys.shard_of(f"{account}/{idempotency_key}", len(self.shards))
 
-    async def put(self, message: Message, idempotency_key: str | None = None, client: str = "") -> Verdict:
+    async def put(
+        self,
+        message: Message,
+        idempotency_key: str | None = None,
+        client: str = "",
+        account: AccountSettings | None = None,
+    ) -> Verdict:
         """One message, on disk when this returns ``queued``. The id is the caller's and makes a repetition harmless.
+        ``account``: whose rates, term and allowance count; without, there are none.
 
         Raises QueueDown when the server did not answer within ``put_deadline_seconds``; the message is void then.
         """
@@ -116,9 +137,36 @@ class Queue:
         patience = self.settings.put_deadline_seconds
         if await self._full(patience):
             return Verdict("full", message.envelope.id)
-        entry = prepare(message, self._encoder, key=idempotency_key, client=client)
-        left = patience - (asyncio.get_running_loop().time() - started)
-        return await self.put_prepared(entry, left)
+        charge = charge_of(envelope, self.quota.timezone, account)
+        if charge is not None and account is not None and outside_term(account, charge.day):
+            return Verdict("over_quota", envelope.id, why=term_of(account))
+        entry = prepare(message, self._encoder, key=idempotency_key, client=client, charge=charge)
+        if account is not None and (limits := rates.limits(account)):
+            at = calendar.moment(envelope.received_at / 1000, self.quota.timezone)
+            return await self._put_at_rate(entry, Take(account.name, len(envelope.recipients), limits, at), started)
+        return await self.put_prepared(entry, self._patience_left(started))
+
+    def _patience_left(self, started: float) -> float:
+        return self.settings.put_deadline_seconds - (asyncio.get_running_loop().time() - started)
+
+    async def _put_at_rate(self, entry: Put, take: Take, started: float) -> Verdict:
+        """Counted first and given back if it comes to nothing: a limit is never passed, and a crash leaves it too full."""
+        try:
+            async with asyncio.timeout(self._patience_left(started)):
+                reached = await self._rates.take(take)
+        except TimeoutError:
+            raise QueueDown("no answer from the queue server in time") from None
+        if reached is not None:
+            clock = calendar.clock(reached.until, self.quota.timezone)
+            return Verdict("over_rate", entry.id, limit=reached.limit, until=reached.until, clock=clock)
+        queued = 0
+        try:
+            verdict = await self.put_prepared(entry, self._patience_left(started))
+            queued = verdict.queued
+            return verdict
+        finally:
+            if queued < take.count:
+                self._rates.give_back(take, take.count - queued)
 
     async def put_prepared(self, entry: Put, patience: float) -> Verdict:
         writer = self._writers[keys.shard_of(entry.id, len(self.shards))]
@@ -213,6 +261,8 @@ class Queue:
         await self._pulse.stop()
         for writer in self._writers:
             await writer.close(patience)
+        await self._allotments.close()
+        await self._rates.close()
         await self._events.close(min(patience, 2.0))
         await self._disconnect()
 

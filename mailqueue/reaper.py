@@ -17,6 +17,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.events import Event, about
 from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
+from mailqueue.quota import Charge
 from mailqueue.reading import Reader
 from mailqueue.scripts import Argument, Shard
 from mailqueue.worker import Settlement, damaged, settle_arguments, unpack_state
@@ -149,15 +150,16 @@ class Reaper:
         *,
         look_at: int = 0,
         only: set[int] | None = None,
+        charge: Charge | None = None,
     ) -> int:
-        """close | delay | hold | release the recipients (``only`` these indexes) that no worker holds; see
-        lua/withdraw.lua. Returns how many it applied to."""
+        """close | suppress | delay | hold | release the recipients (``only`` these indexes) that no worker holds; see
+        lua/withdraw.lua. ``charge``: what suppress gives back. Returns how many it applied to."""
         now = int(time.time() * 1000)
         indexes = [i for i in range(len(envelope.recipients)) if only is None or i in only]
         states = await self._states(envelope.id, indexes) if action or kind else {}
         words: list[Argument] = [verb, look_at or "", envelope.id]
         told: list[Event | None] = []
-        words += [keys.flow_name(envelope), len(indexes)]
+        words += [keys.flow_name(envelope), str(charge or ""), len(indexes)]
         for index in indexes:
             state = states.get(index, State())
             item = QueueItem(Message(envelope, b""), index, "", domain_of(envelope.recipients[index]), state)

@@ -22,9 +22,9 @@ from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 
 VERBS = (
     *("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop"),
-    "auth",
-    "accounts",
+    *("auth", "accounts", "bag"),
 )
+QUOTA_VERBS = ("ledger", "rate")
 Argument = bytes | str | int | float
 
 
@@ -92,14 +92,13 @@ def translated(error: BaseException) -> Exception:
 FOREIGN = (redis_errors.RedisError, OSError, asyncio.TimeoutError)
 
 
-class Shard:
-    """One shard of the queue: its number, its keys, its scripts on one client."""
+class Slot:
+    """Keys of one hash slot and the scripts that know them, on one client."""
 
-    def __init__(self, client: aioredis.Redis, number: int, sources: dict[str, str]) -> None:
+    def __init__(self, client: aioredis.Redis, prefix: str, events: str, sources: dict[str, str]) -> None:
         self.client = client
-        self.number = number
-        self.prefix = keys.prefix(number)
-        self.events = keys.events(number)
+        self.prefix = prefix
+        self.events = events
         self._sources = sources
         self._sha = {verb: hashlib.sha1(text.encode()).hexdigest() for verb, text in sources.items()}  # noqa: S324
 
@@ -126,8 +125,21 @@ class Shard:
             raise translated(error) from error
 
 
-def load_sources() -> dict[str, str]:
+class Shard(Slot):
+    """One shard of the queue: its number, its keys, its scripts on one client."""
+
+    def __init__(self, client: aioredis.Redis, number: int, sources: dict[str, str]) -> None:
+        super().__init__(client, keys.prefix(number), keys.events(number), sources)
+        self.number = number
+
+
+def quota_slot(client: aioredis.Redis) -> Slot:
+    """Where ledgers and rates lie; they have no events."""
+    return Slot(client, keys.QUOTA, keys.QUOTA, load_sources(QUOTA_VERBS, prelude=""))
+
+
+def load_sources(verbs: Sequence[str] = VERBS, prelude: str = "prelude") -> dict[str, str]:
     """The verbs' texts, each with the prelude in front; read from package data when a queue is opened."""
     folder = resources.files("mailqueue") / "lua"
-    prelude = (folder / "prelude.lua").read_text(encoding="utf-8")
-    return {verb: prelude + (folder / f"{verb}.lua").read_text(encoding="utf-8") for verb in VERBS}
+    head = (folder / f"{prelude}.lua").read_text(encoding="utf-8") if prelude else ""
+    return {verb: head + (folder / f"{verb}.lua").read_text(encoding="utf-8") for verb in verbs}

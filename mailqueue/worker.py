@@ -18,6 +18,7 @@ from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, QueueItem, State
+from mailqueue.quota import Charge
 from mailqueue.reading import Reader
 from mailqueue.scripts import FOREIGN, Argument, Shard
 
@@ -59,18 +60,20 @@ class Claimed:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What became of an item. ``final``: closed · ``again``: back in the queue at ``due`` (ms) with ``state`` ·
-    ``back``: as it was, never attempted · ``hold``: out of the way until released · ``reaped``: see lua/settle.lua."""
+    ``back``: as it was, never attempted · ``hold``: out of the way until released · ``suppressed``: closed, and ``charge``
+    gets the recipient back · ``reaped``: see lua/settle.lua."""
 
     item: QueueItem
-    kind: Literal["final", "again", "back", "hold", "reaped"]
+    kind: Literal["final", "again", "back", "hold", "suppressed", "reaped"]
     event: Event | None = None
     due: int = 0
     state: State | None = None
     record: bytes = b""  # what a DSN will say
     record_due: int = 0
+    charge: Charge | None = None
 
 
-_KIND = {"final": "d", "again": "r", "back": "b", "hold": "h", "reaped": "p"}
+_KIND = {"final": "d", "suppressed": "s", "again": "r", "back": "b", "hold": "h", "reaped": "p"}
 
 
 def settle_arguments(settlement: Settlement) -> list[Argument]:
@@ -82,7 +85,11 @@ def settle_arguments(settlement: Settlement) -> list[Argument]:
         item.destination,
         keys.CLASS_LETTER[item.message.envelope.class_],
         settlement.due,
-        pack_state(settlement.state) if settlement.state else b"",
+        str(settlement.charge).encode()
+        if settlement.charge
+        else pack_state(settlement.state)
+        if settlement.state
+        else b"",
         settlement.event.to_json() if settlement.event else b"",
         settlement.record,
         settlement.record_due,

@@ -20,6 +20,7 @@ from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.message import Message, domain_of
+from mailqueue.quota import Allotments, Charge
 from mailqueue.scripts import Argument, Shard
 
 MOST_WAITING = 5000  # messages that may wait for a commit in one process; beyond, put says QueueDown at once
@@ -28,12 +29,20 @@ MOST_WAITING = 5000  # messages that may wait for a commit in one process; beyon
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``queued``: on disk, ``skipped`` recipients were there already under the idempotency key. ``duplicate``: all
-    were; ``id`` names the message that has them. ``full``: refused at the memory mark, nothing was kept."""
+    were; ``id`` names the message that has them. ``full``: refused at the memory mark, nothing was kept.
+    ``over_quota``: the account's quota has ``left`` recipients, which is too few; ``why`` is said when it does not run at
+    all. ``over_rate``: ``limit`` ("1000/hour") has room again at ``until`` (Unix s; ``clock`` by the quota's time zone),
+    0 = never for so many at once."""
 
-    kind: Literal["queued", "duplicate", "full"]
+    kind: Literal["queued", "duplicate", "full", "over_quota", "over_rate"]
     id: str
     queued: int = 0
     skipped: int = 0
+    left: int = 0
+    why: str = ""
+    limit: str = ""
+    until: int = 0
+    clock: str = ""
 
 
 def marker(account: str, key: str, reverse_path: str, recipient: str) -> bytes:
@@ -54,6 +63,7 @@ class Put:
     look_at: int
     markers: tuple[bytes, ...] = ()
     due: int = 0
+    charge: Charge | None = None
     abandoned: bool = False
 
     @property
@@ -63,7 +73,8 @@ class Put:
     def arguments(self, dictionary: bytes) -> list[Argument]:
         """As lua/put.lua reads them; ``dictionary`` = its stored form where the server may not have it."""
         words: list[Argument] = [self.id, self.stored.value, self.flow, self.due, self.look_at]
-        words += [self.stored.dictionary, dictionary, self.event, len(self.destinations)]
+        words += [self.stored.dictionary, dictionary, self.event, str(self.charge or "")]
+        words.append(len(self.destinations))
         for index, destination in enumerate(self.destinations):
             words += [destination, self.markers[index] if self.markers else b""]
         return words
@@ -77,9 +88,10 @@ class Void:
     flow: str
     destinations: tuple[str, ...]
     markers: tuple[bytes, ...] = ()
+    charge: Charge | None = None
 
     def arguments(self) -> list[Argument]:
-        words: list[Argument] = [self.id, self.flow, len(self.destinations)]
+        words: list[Argument] = [self.id, self.flow, str(self.charge or ""), len(self.destinations)]
         for index, destination in enumerate(self.destinations):
             words += [destination, self.markers[index] if self.markers else b""]
         return words
@@ -107,7 +119,13 @@ def received_event(message: Message, client: str) -> Event:
 
 
 def prepare(
-    message: Message, encoder: content.Encoder, *, key: str | None = None, client: str = "", due: int = 0
+    message: Message,
+    encoder: content.Encoder,
+    *,
+    key: str | None = None,
+    client: str = "",
+    due: int = 0,
+    charge: Charge | None = None,
 ) -> Put:
     envelope = message.envelope
     markers: tuple[bytes, ...] = ()
@@ -123,14 +141,16 @@ def prepare(
         look_at=min(soonest),
         markers=markers,
         due=due,
+        charge=charge,
     )
 
 
 class Writer:
     """The writing side of one shard in one process."""
 
-    def __init__(self, shard: Shard, *, marker_seconds: float) -> None:
+    def __init__(self, shard: Shard, *, marker_seconds: float, allotments: Allotments) -> None:
         self._shard = shard
+        self._allotments = allotments
         self._name = os.urandom(6).hex()
         self._marker_ms = int(marker_seconds * 1000)
         self._known: set[bytes] = set()  # dictionaries the server is believed to have
@@ -156,9 +176,19 @@ class Writer:
         deadline = asyncio.get_running_loop().time() + patience
         while True:
             answer = await self._answer(entry, deadline)
-            if answer != "n":
+            if answer == "n":
+                self._known.discard(entry.stored.dictionary)
+            elif answer.startswith("a"):
+                left = await self._refilled(entry, int(answer[2:]), deadline)
+                if left is not None:
+                    return Verdict("over_quota", entry.id, left=left)
+            else:
                 return self._verdict(entry, answer)
-            self._known.discard(entry.stored.dictionary)
+
+    async def _refilled(self, entry: Put, count: int, deadline: float) -> int | None:
+        """None: the bag was filled. Else what is left anywhere; nothing was put, so nothing is to be taken back."""
+        assert entry.charge is not None
+        return await self._allotments.refill(self._shard.number, entry.charge, count, deadline)
 
     async def _answer(self, entry: Put, deadline: float) -> str:
         future = self._batch.add(entry)
@@ -182,7 +212,7 @@ class Writer:
             return
         if isinstance(done.exception(), ServerAnswer):
             return
-        void = Void(entry.id, entry.flow, entry.destinations, entry.markers)
+        void = Void(entry.id, entry.flow, entry.destinations, entry.markers, entry.charge)
         self._batch.add(void).add_done_callback(lambda d: d.exception())
 
     @staticmethod

@@ -53,7 +53,8 @@ def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
     async def session() -> None:
-        queue = await Queue.open(loaded.settings.queue, role="relayctl", patience=PATIENCE_SECONDS)
+        settings = loaded.settings
+        queue = await Queue.open(settings.queue, role="relayctl", patience=PATIENCE_SECONDS, quota=settings.quota)
         try:
             await work(queue)
         finally:

@@ -14,6 +14,7 @@ import structlog
 from aiosmtpd.smtp import Envelope as Transaction
 from aiosmtpd.smtp import Session
 
+from config.accounts import AccountSettings
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.logline import say
@@ -38,7 +39,14 @@ class Submission(Protocol):
     @property
     def accepting(self) -> bool: ...
     def new_id(self, account: str, idempotency_key: str | None = None) -> str: ...
-    async def put(self, message: Message, *, idempotency_key: str | None = None, client: str = "") -> Verdict: ...
+    async def put(
+        self,
+        message: Message,
+        *,
+        idempotency_key: str | None = None,
+        client: str = "",
+        account: AccountSettings | None = None,
+    ) -> Verdict: ...
     def emit(self, event: Event) -> None: ...
 
 
@@ -95,7 +103,12 @@ class SubmissionHandler:
             return prepared
         message = prepared.message
         commit = asyncio.get_running_loop().create_task(
-            self._queue.put(message, idempotency_key=prepared.idempotency_key, client=server.client.address)
+            self._queue.put(
+                message,
+                idempotency_key=prepared.idempotency_key,
+                client=server.client.address,
+                account=server.client.account,
+            )
         )
         self._commits.add(commit)
         server.share.keep_until(commit)
@@ -107,12 +120,25 @@ class SubmissionHandler:
             return replies.QUEUE_DOWN
         if verdict.kind == "full":
             return replies.QUEUE_FULL
+        if verdict.kind in ("over_quota", "over_rate"):
+            refusal = self._refusal(verdict, len(message.envelope.recipients))
+            self.rejected(server, envelope, refusal)
+            return refusal
         self._metrics.messages.inc()
         if verdict.kind == "queued":
             say(log, received_event(message, server.client.address))
         else:
             log.info("duplicate", id=verdict.id, account=message.envelope.account, client=server.client.address)
         return replies.duplicate(verdict.id) if verdict.kind == "duplicate" else replies.queued(verdict.id)
+
+    @staticmethod
+    def _refusal(verdict: Verdict, count: int) -> Reply:
+        """Of a message with ``count`` recipients."""
+        if verdict.kind == "over_quota":
+            return replies.outside_term(verdict.why) if verdict.why else replies.over_quota(verdict.left, count)
+        if not verdict.until:
+            return replies.above_rate(verdict.limit, count)
+        return replies.over_rate(verdict.limit, verdict.clock)
 
     def _committed(self, commit: asyncio.Task[Verdict]) -> None:
         """Keeps the set small and looks at the outcome, so that nothing is lost in silence when nobody waits."""

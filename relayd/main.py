@@ -56,7 +56,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
         log.warning("configuration warning", text=warning)
     registry = CollectorRegistry()
     reloader = Reloader(path, os.environ, loaded, log, registry)
-    queue = await Queue.open(settings.queue, role="relayd")
+    queue = await Queue.open(settings.queue, role="relayd", quota=settings.quota)
     try:
         queue.watch()
         store = queue.accounts()

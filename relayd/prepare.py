@@ -91,4 +91,5 @@ class Preparation:
             notify_after=int((now + terms.notice_seconds) * 1000) if terms.notice_seconds else 0,
             body=body,
             metadata=wanted.metadata,
+            pays=account.metered,
         )

@@ -124,6 +124,25 @@ def header_refused(name: str, why: str) -> Reply:
     return Reply(550, "5.6.0", f"{name}: {why}"[:_TEXT_LIMIT], "header")
 
 
+def over_quota(left: int, count: int) -> Reply:
+    text = f"quota exhausted: {left} recipients left, message has {count}"
+    return Reply(550, "5.7.1", text, "quota")
+
+
+def outside_term(why: str) -> Reply:
+    """`why`: the days of the quota."""
+    return Reply(550, "5.7.1", why, "quota")
+
+
+def over_rate(limit: str, again: str) -> Reply:
+    return Reply(451, "4.7.1", f"rate limit of {limit} reached, try again at {again}", "rate")
+
+
+def above_rate(limit: str, count: int) -> Reply:
+    """A message that would not fit into an empty minute, hour or day: waiting does not help."""
+    return Reply(550, "5.7.1", f"message has {count} recipients, rate limit is {limit}: send it in parts", "rate")
+
+
 def challenge(text: bytes) -> bytes:
     """334 line of a SASL exchange; `text` is base64 already, the space stays even before nothing (RFC 4954 §4)."""
     return b"334 " + text + b"\r\n"

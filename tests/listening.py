@@ -32,6 +32,11 @@ HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
 class Kept:
     kind: str
     id: str
+    left: int = 0
+    why: str = ""
+    limit: str = ""
+    until: int = 0
+    clock: str = ""
 
 
 @dataclass(slots=True)
@@ -41,6 +46,7 @@ class RecordingQueue:
     accepting: bool = True
     verdict: str = "queued"
     failure: Exception | None = None
+    refusal: Kept | None = None
     gate: asyncio.Event | None = None
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     kept: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,7 +58,9 @@ class RecordingQueue:
     def new_id(self, account: str, idempotency_key: str | None = None) -> str:
         return new_id()
 
-    async def put(self, message: Message, idempotency_key: str | None = None, client: str = "") -> Kept:
+    async def put(
+        self, message: Message, idempotency_key: str | None = None, client: str = "", account: Any = None
+    ) -> Kept:
         self.begun.set()
         if self.gate is not None:
             await self.gate.wait()
@@ -63,6 +71,8 @@ class RecordingQueue:
         if self.verdict == "queued":
             self.messages.append(message)
             self.kept.set()
+        if self.refusal is not None:
+            return self.refusal
         return Kept(self.verdict, message.envelope.id if self.verdict != "duplicate" else "firstid")
 
     def emit(self, event: Event) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mailqueue.errors import QueueDown
-from tests.listening import RecordingQueue, listening, run, settings
+from tests.listening import Kept, RecordingQueue, listening, run, settings
 
 
 def test_the_envelope() -> None:
@@ -58,6 +58,22 @@ def test_eight_bit_content_says_so_whatever_body_said() -> None:
     [
         (RecordingQueue(verdict="full"), "452 4.3.1 queue full, try again later"),
         (RecordingQueue(verdict="duplicate"), "250 2.0.0 queued as firstid (duplicate, already queued)"),
+        (
+            RecordingQueue(refusal=Kept("over_quota", "x", left=3)),
+            "550 5.7.1 quota exhausted: 3 recipients left, message has 1",
+        ),
+        (
+            RecordingQueue(refusal=Kept("over_quota", "x", why="quota valid until 2026-12-31")),
+            "550 5.7.1 quota valid until 2026-12-31",
+        ),
+        (
+            RecordingQueue(refusal=Kept("over_rate", "x", limit="1000/hour", until=1, clock="14:00:00 -0500")),
+            "451 4.7.1 rate limit of 1000/hour reached, try again at 14:00:00 -0500",
+        ),
+        (
+            RecordingQueue(refusal=Kept("over_rate", "x", limit="50/minute")),
+            "550 5.7.1 message has 1 recipients, rate limit is 50/minute: send it in parts",
+        ),
         (RecordingQueue(failure=QueueDown("no answer")), "451 4.3.0 queue not available, try again"),
         (RecordingQueue(failure=RuntimeError("secret detail")), "451 4.3.0 queue not available, try again"),
     ],
@@ -68,7 +84,7 @@ def test_verdicts(queue: RecordingQueue, reply: str) -> None:
             client = await house.connect()
             await client.hello()
             assert await client.transaction() == reply
-            queue.failure, queue.verdict = None, "queued"
+            queue.failure, queue.refusal, queue.verdict = None, None, "queued"
             assert (await client.transaction()).startswith("250 2.0.0 queued")  # the session is whole
 
     run(scenario())

@@ -34,7 +34,7 @@ local function ready_key(lane, flow) return P .. 'r:' .. lane .. ':' .. flow end
 local function id_of(item) return string.sub(item, 1, -3) end
 
 local function emit(event)
-  if event and event ~= '' then call('XADD', EVENTS, '*', 'e', event) end
+  if event and event ~= '' then return call('XADD', EVENTS, '*', 'e', event) end
 end
 
 -- To be placed anew when the script finishes.
@@ -109,7 +109,68 @@ end
 
 local opened = {} -- flow → items put by this script and not yet in its books
 
+-- A charge is "<account>\n<period>\n<day>\n<origin>": whose bag in this shard, of which month at least ("" = any), and
+-- where the use is booked. left = funded - returned - lapsed - used, kept nowhere, so it can't disagree. What one
+-- script takes and gives back is written once, when it finishes.
+local bags, tabs = {}, {}
+
+local function bag_of(account)
+  local bag = bags[account]
+  if not bag then
+    local facts = call('HMGET', P .. 'bag:' .. account, 'funded', 'returned', 'lapsed', 'used', 'period', 'first')
+    bag = { period = facts[5] or '', first = facts[6], used = 0, uses = {} }
+    bag.left = (facts[1] or 0) - (facts[2] or 0) - (facts[3] or 0) - (facts[4] or 0)
+    bags[account] = bag
+  end
+  return bag
+end
+
+local function tab_of(charge)
+  local tab = tabs[charge]
+  if not tab then
+    local account, period, day, origin = string.match(charge, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)$')
+    tab = { account = account, period = period, field = day .. '\n' .. origin }
+    tabs[charge] = tab
+  end
+  return tab
+end
+
+-- `count` recipients on the charge, fewer than none to give them back.
+local function book(charge, count)
+  local tab = tab_of(charge)
+  local bag = bag_of(tab.account)
+  bag.left, bag.used = bag.left - count, bag.used + count
+  bag.uses[tab.field] = (bag.uses[tab.field] or 0) + count
+end
+
+-- Whether the bag has them; without, nothing was taken and the ledger must allot.
+local function take(charge, count)
+  local tab = tab_of(charge)
+  local bag = bag_of(tab.account)
+  if bag.left < count or bag.period < tab.period then return false end
+  book(charge, count)
+  return true
+end
+
+-- Gives recipients back and says so in their event.
+local function refund(charge, count, event)
+  book(charge, -count)
+  if event == '' then return event end
+  return string.sub(event, 1, -2) .. ',"refunded":' .. count .. '}'
+end
+
+local function close_bags()
+  for account, bag in pairs(bags) do
+    if bag.used ~= 0 then call('HINCRBY', P .. 'bag:' .. account, 'used', bag.used) end
+    for field, count in pairs(bag.uses) do
+      if count ~= 0 then call('HINCRBY', P .. 'use:' .. account, field, count) end
+    end
+  end
+  bags, tabs = {}, {}
+end
+
 local function finish()
+  if next(bags) then close_bags() end
   for flow, items in pairs(opened) do call('HINCRBY', P .. 'f:' .. flow, 'open', items) end
   opened = {}
   local lanes = {}
@@ -236,9 +297,11 @@ local function flow_id(name)
 end
 
 -- Puts one message. Returns 'q' (queued), 'q:<n>' (queued, n recipients skipped as duplicates), 'd:<id>' (all
--- duplicates; id of the message that has them) or 'n' (its dictionary is not here: send it along).
--- recipients = list of {destination, idempotency marker or ''}; due = ms, 0 = now.
-local function put_message(id, value, name, due, check_at, dictionary, dictionary_bytes, event, marker_ms, recipients)
+-- duplicates; id of the message that has them), 'n' (its dictionary is not here: send it along) or 'a:<n>' (it costs
+-- n recipients and its bag has fewer: have it filled). 'n' and 'a' have changed nothing.
+-- recipients = list of {destination, idempotency marker or ''}; due = ms, 0 = now; charge or "" = free.
+local function put_message(id, value, name, due, check_at, dictionary, dictionary_bytes, event, charge, marker_ms,
+    recipients)
   if call('EXISTS', P .. 'm:' .. id) == 1 then return 'q' end
   local there = dictionary == '' or call('EXISTS', P .. 'd:' .. dictionary) == 1
   if not there and dictionary_bytes == '' then return 'n' end
@@ -252,6 +315,12 @@ local function put_message(id, value, name, due, check_at, dictionary, dictionar
     if duplicate then skipped[#skipped + 1] = index - 1 else open[#open + 1] = index end
   end
   if #open == 0 then return 'd:' .. (holder or '') end
+  if charge ~= '' and not take(charge, #open) then
+    for _, index in ipairs(open) do
+      if recipients[index][2] ~= '' then call('DEL', P .. 'i:' .. recipients[index][2]) end
+    end
+    return 'a:' .. #open
+  end
   call('SET', P .. 'm:' .. id, value)
   if #recipients > 1 then call('SET', P .. 'n:' .. id, #open) end
   call('ZADD', P .. 'x', check_at, id)
@@ -277,7 +346,14 @@ local function put_message(id, value, name, due, check_at, dictionary, dictionar
   opened[flow] = (opened[flow] or 0) + #open
   if event ~= '' then
     if #skipped > 0 then event = string.sub(event, 1, -2) .. ',"skipped":[' .. table.concat(skipped, ',') .. ']}' end
-    emit(event)
+    local at = emit(event)
+    if charge ~= '' then
+      local bag = bag_of(tab_of(charge).account)
+      if not bag.first then
+        bag.first = at
+        call('HSET', P .. 'bag:' .. tab_of(charge).account, 'first', at)
+      end
+    end
   end
   if #skipped > 0 then return 'q:' .. #skipped end
   return 'q'
@@ -315,13 +391,13 @@ end
 
 -- Reads one message's fields from ARGV at `at`; returns the verdict and the next position.
 local function put_from(at, marker_ms)
-  local recipients, total = {}, tonumber(ARGV[at + 8])
+  local recipients, total = {}, tonumber(ARGV[at + 9])
   for number = 1, total do
-    recipients[number] = { ARGV[at + 7 + number * 2], ARGV[at + 8 + number * 2] }
+    recipients[number] = { ARGV[at + 8 + number * 2], ARGV[at + 9 + number * 2] }
   end
   local verdict = put_message(ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5],
-    ARGV[at + 6], ARGV[at + 7], marker_ms, recipients)
-  return verdict, at + 9 + total * 2
+    ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], marker_ms, recipients)
+  return verdict, at + 10 + total * 2
 end
 
 -- Takes an item out of the queue or out of hold. Returns true if it lay there (an item in flight does not).

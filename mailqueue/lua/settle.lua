@@ -1,10 +1,11 @@
 -- settle: what became of claimed items; state, event and DSN record are written together.
 -- KEYS: prefix, events. ARGV: epoch, number, s, s × (kind, item, flow, destination, class letter, due ms, state,
 -- event, record, record's due ms).
---   kind d = final (delivered, given up, or closed by policy) · r = try again at due, with state · b = back as it was
+--   kind d = final (delivered, given up, or closed by policy) · s = final, suppressed: as d, and the recipient goes
+--   back to the quota (state = its charge, "" = it was free) · r = try again at due, with state · b = back as it was
 --   (never attempted) · h = hold, event says why · p = back from a dead worker: counted, five times hold it
 --   due may be 0 = now; event and record may be "".
--- Returns one letter per entry: d, r, b, h, p = done · l = late and closed (the item lay in the queue again) ·
+-- Returns one letter per entry: d, s, r, b, h, p = done · l = late and closed (the item lay in the queue again) ·
 -- L = late, only said · - = nothing to do.
 -- Invariant: an item that is not in this worker's hash was taken from it when its lease ended; only a final result
 -- may still touch it, and only if nobody has claimed it again. The same number again changes nothing. Number 0 is the
@@ -38,7 +39,7 @@ for entry = 0, total - 1 do
   local base = 4 + entry * 10
   local kind, item, flow, destination, class = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3], ARGV[base + 4]
   local due, state, event, record = tonumber(ARGV[base + 5]), ARGV[base + 6], ARGV[base + 7], ARGV[base + 8]
-  local letter = kind
+  local letter, final_kind = kind, kind == 'd' or kind == 's'
   if call('HDEL', held, item) == 1 then
     if kind == 'p' then
       if call('HINCRBY', P .. 'poison', item, 1) >= 5 then
@@ -46,10 +47,11 @@ for entry = 0, total - 1 do
       else
         again(class, flow, destination, 0, item)
       end
-    elseif kind ~= 'b' and kind ~= 'd' then
+    elseif kind ~= 'b' and not final_kind then
       forget_poison(item)
     end
-    if kind == 'd' then
+    if final_kind then
+      if kind == 's' and state ~= '' then event = refund(state, 1, event) end
       note(id_of(item), record, ARGV[base + 9])
       final(item, flow)
     elseif kind == 'r' then
@@ -65,8 +67,9 @@ for entry = 0, total - 1 do
       letter = 'h'
     end
     if kind ~= 'p' then emit(event) end
-  elseif kind == 'd' and number ~= '0' then
+  elseif final_kind and number ~= '0' then
     if take_out(class, flow, destination, item) then
+      if kind == 's' and state ~= '' then event = refund(state, 1, event) end
       note(id_of(item), record, ARGV[base + 9])
       final(item, flow)
       emit(event)

@@ -1,9 +1,10 @@
 -- withdraw: ends, marks as delayed, holds, or releases items that are not in a worker's hands.
--- KEYS: prefix, events. ARGV: verb, next look ms or "", message id, flow name, n, n × (item, destination, event, record).
---   verb close = out of queue or hold, event, DSN record · delay = event and record only, where the item is still
+-- KEYS: prefix, events. ARGV: verb, next look ms or "", message id, flow name, charge or "", n,
+-- n × (item, destination, event, record).
+--   verb close = out of queue or hold, event, DSN record · suppress = close, and back to the quota that paid · delay = event and record only, where the item is still
 --   open (in a worker's hands, too) · hold = out of the queue into hold · release = out of hold, due now
 -- Returns the entries it applied to, by their place from 0. Next look: the message's place in the expiry index afterwards.
-local verb, next_look_at, id, name = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local verb, next_look_at, id, name, charge = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local function in_flight(item)
   for _, index in ipairs({ 'w', 'dead' }) do
     for _, epoch in ipairs(call('ZRANGE', P .. index, 0, -1)) do
@@ -15,15 +16,16 @@ end
 
 local flow, class, done = call('HGET', P .. 'flow', name), string.sub(name, 1, 1), {}
 if not flow then return done end
-for entry = 0, tonumber(ARGV[5]) - 1 do
-  local base = 6 + entry * 4
+for entry = 0, tonumber(ARGV[6]) - 1 do
+  local base = 7 + entry * 4
   local item, destination, event, record = ARGV[base], ARGV[base + 1], ARGV[base + 2], ARGV[base + 3]
   local applied = false
-  if verb == 'close' then
+  if verb == 'close' or verb == 'suppress' then
     applied = take_out(class, flow, destination, item)
     if applied then
       note(id, record, now)
       close_item(item)
+      if verb == 'suppress' and charge ~= '' then event = refund(charge, 1, event) end
     end
   elseif verb == 'delay' then
     applied = call('ZSCORE', queue_key(flow, destination), item) or call('HEXISTS', P .. 'hold', item) == 1
@@ -42,6 +44,6 @@ for entry = 0, tonumber(ARGV[5]) - 1 do
   end
 end
 if next_look_at ~= '' and call('ZSCORE', P .. 'x', id) then call('ZADD', P .. 'x', next_look_at, id) end
-if verb == 'close' then flow_closed(flow, #done) end
+if verb == 'close' or verb == 'suppress' then flow_closed(flow, #done) end
 finish()
 return done

@@ -1,0 +1,34 @@
+-- bag: what a shard holds of an account's quota; the other half of lua/ledger.lua, which lives in another slot.
+-- KEYS: prefix, events. ARGV: mode, account; for fund and recall also total, total at the period's begin, period.
+--   fund   = as much as the ledger ever allotted to this shard is here now, and of this period
+--   recall = fund, then what is left is on its way back
+--   look   = changes nothing
+-- All figures are cumulative, so a call may be lost, late or repeated: what the ledger counted and the bag has not is in
+-- transit, and so is what the bag gave back and the ledger has not counted. What an older period left lapses.
+-- Returns the bag (names and values); look: {bag, use, first paid event that is kept or "", last event}.
+-- Invariant: left = funded - returned - lapsed - used >= 0; used = the sum of use.
+local mode, account = ARGV[1], ARGV[2]
+local key = P .. 'bag:' .. account
+
+if mode == 'look' then
+  local first, last = call('HGET', key, 'first'), call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1)
+  local kept = first and call('XRANGE', EVENTS, first, first)[1]
+  return { call('HGETALL', key), call('HGETALL', P .. 'use:' .. account), kept and first or '',
+    last[1] and last[1][1] or '0-0' }
+end
+
+local total, begin, period = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local facts = call('HMGET', key, 'funded', 'returned', 'lapsed', 'used', 'period', 'before')
+local funded, returned, lapsed = tonumber(facts[1] or 0), tonumber(facts[2] or 0), tonumber(facts[3] or 0)
+local used, current, before = tonumber(facts[4] or 0), facts[5] or '', tonumber(facts[6] or 0)
+if period > current then
+  funded = math.max(funded, begin)
+  lapsed = funded - returned - used
+  current, before = period, returned
+end
+funded = math.max(funded, total)
+local left = funded - returned - lapsed - used
+if mode == 'recall' then returned = returned + left end
+call('HSET', key, 'funded', funded, 'returned', returned, 'lapsed', lapsed, 'period', current, 'before', before)
+call('SADD', P .. 'bags', account)
+return call('HGETALL', key)
