@@ -126,6 +126,8 @@ def _a_label(label: str) -> str:
         raise ValueError("programs differ in what this domain is; write its A-labels")
     if any(unicodedata.category(char)[0] not in "LMN" for char in label if char != "-") or label[2:4] == "--":
         raise ValueError("beyond ASCII a domain has letters, marks and digits only")
+    if label.startswith("-") or label.endswith("-"):
+        raise ValueError("a label neither begins nor ends with a hyphen")
     return "xn--" + label.encode("punycode").decode("ascii")
 
 

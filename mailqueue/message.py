@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from config.addresses import ascii_domain
+
 CLASSES = ("emergency", "transactional", "bulk")  # in order of precedence
 
 
@@ -19,8 +21,14 @@ def new_id() -> str:
 
 
 def domain_of(address: str) -> str:
-    """Recipient domain in lower case, the unit of a destination; "" when there is none."""
-    return address.rpartition("@")[2].lower().rstrip(".") if "@" in address else ""
+    """Recipient domain in lower-case A-labels, the unit of a destination; "" when there is none."""
+    domain = address.rpartition("@")[2].lower().rstrip(".") if "@" in address else ""
+    if domain.isascii():
+        return domain
+    try:
+        return ascii_domain(domain)
+    except ValueError:
+        return domain
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol
+from typing import Protocol, cast
 
 import structlog
 from aiosmtpd.smtp import Envelope as Transaction
@@ -74,7 +74,7 @@ class SubmissionHandler:
     ) -> Reply:
         server.renew()
         client = server.client
-        refusal = policy.may_submit(client) or policy.check_reverse_path(address)
+        refusal = policy.may_submit(client) or policy.check_reverse_path(address, envelope.smtp_utf8)
         refusal = refusal or policy.may_send_as(client.account, address)
         if refusal is None and not self._queue.accepting:
             refusal = replies.NOT_ACCEPTING
@@ -87,13 +87,17 @@ class SubmissionHandler:
     async def handle_RCPT(
         self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
     ) -> Reply:
-        if len(envelope.rcpt_tos) >= self.preparation.terms.max_recipients:
+        account, most = server.client.account, self.preparation.terms.max_recipients
+        if account is not None and account.max_recipients is not None:
+            most = min(most, account.max_recipients)
+        if len(envelope.rcpt_tos) >= most:
             return replies.TOO_MANY_RECIPIENTS
-        refusal = policy.check_recipient(address)
+        refusal = policy.check_recipient(address, envelope.smtp_utf8)
         if refusal is not None:
             self.rejected(server, envelope, refusal, recipient=address)
             return refusal
         envelope.rcpt_tos.append(address)
+        cast(list[list[str]], envelope.rcpt_options).append(options)  # ours: a list per recipient
         return replies.RECIPIENT_OK
 
     async def handle_DATA(self, server: Submitter, session: Session, envelope: Transaction) -> Reply:

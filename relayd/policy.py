@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from config.addresses import ascii_domain
 from config.settings import AccountSettings
 from relayd import replies, senders
 from relayd.replies import Reply
@@ -15,8 +16,10 @@ DOMAIN_OCTETS = 255  # §4.5.3.1.2
 PATH_OCTETS = 254  # §4.5.3.1.3: 256 with the angle brackets
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_UTEXT = _ATEXT.replace("~-]", "~\x80-\U0010ffff-]")  # RFC 6531 §3.3
 _LOCAL_PART = re.compile(rf'(?:{_ATEXT}(?:\.{_ATEXT})*|"(?:[ !#-\[\]-~]|\\[ -~])*")')
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # "_" occurs in the wild: DNS decides, not we
+_UTF8_LOCAL_PART = re.compile(rf'(?:{_UTEXT}(?:\.{_UTEXT})*|"(?:[ !#-\[\]-~\x80-\U0010ffff]|\\[ -~])*")')
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
@@ -27,7 +30,7 @@ class Client:
     address: str
     account: AccountSettings | None
     helo: str
-    protocol: str  # RFC 3848: SMTP ESMTP ESMTPA ESMTPS ESMTPSA
+    protocol: str  # RFC 3848: SMTP ESMTP ESMTPA ESMTPS ESMTPSA; RFC 6531: UTF8SMTP…
 
 
 def protocol(extended: bool, tls: bool, authenticated: bool) -> str:
@@ -37,6 +40,11 @@ def protocol(extended: bool, tls: bool, authenticated: bool) -> str:
     return "ESMTP" + ("S" if tls else "") + ("A" if authenticated else "")
 
 
+def with_utf8(client: Client) -> Client:
+    """The same client in a transaction that said SMTPUTF8 (RFC 6531 §4.3)."""
+    return replace(client, protocol=client.protocol.replace("ESMTP", "UTF8SMTP"))
+
+
 def may_submit(client: Client) -> Reply | None:
     """No account, no mail: the whole of the open-relay question."""
     if client.account is None:
@@ -44,9 +52,9 @@ def may_submit(client: Client) -> Reply | None:
     return replies.ACCOUNT_DISABLED if client.account.disabled else None
 
 
-def check_reverse_path(path: str) -> Reply | None:
+def check_reverse_path(path: str, utf8: bool = False) -> Reply | None:
     """ "" (null reverse-path) and mailboxes with a domain are fine."""
-    return None if path == "" or is_mailbox(path) else replies.BAD_SENDER
+    return None if path == "" or is_mailbox(path, utf8) else replies.BAD_SENDER
 
 
 def may_send_as(account: AccountSettings | None, path: str) -> Reply | None:
@@ -56,21 +64,35 @@ def may_send_as(account: AccountSettings | None, path: str) -> Reply | None:
     return replies.sender_not_allowed(account.name)
 
 
-def check_recipient(path: str) -> Reply | None:
+def check_recipient(path: str, utf8: bool = False) -> Reply | None:
     """A mailbox with a domain; <Postmaster> alone is nobody's here (no local mailboxes)."""
-    if is_mailbox(path):
+    if is_mailbox(path, utf8):
         return None
     return replies.NO_RECIPIENT_DOMAIN if path and "@" not in path else replies.BAD_RECIPIENT
 
 
-def is_mailbox(path: str) -> bool:
-    """RFC 5321 §4.1.2 Mailbox within the length limits; address literals count."""
+def is_mailbox(path: str, utf8: bool = False) -> bool:
+    """RFC 5321 §4.1.2 Mailbox within the length limits; address literals count. With `utf8` also RFC 6531 §3.3."""
     local_part, at, domain = path.rpartition("@")
+    if not path.isascii():
+        return utf8 and at == "@" and _is_utf8_mailbox(path, local_part, domain)
     if not at or len(path) > PATH_OCTETS or len(local_part) > LOCAL_PART_OCTETS or len(domain) > DOMAIN_OCTETS:
         return False
     if _LOCAL_PART.fullmatch(local_part) is None:
         return False
     return _DOMAIN.fullmatch(domain) is not None or is_address_literal(domain)
+
+
+def _is_utf8_mailbox(path: str, local_part: str, domain: str) -> bool:
+    """Lengths count in octets of UTF-8, the domain's in A-labels too."""
+    if not path.isprintable() or len(path.encode()) > PATH_OCTETS or len(local_part.encode()) > LOCAL_PART_OCTETS:
+        return False
+    if _UTF8_LOCAL_PART.fullmatch(local_part) is None:
+        return False
+    try:
+        return len(ascii_domain(domain)) <= DOMAIN_OCTETS
+    except ValueError:
+        return False
 
 
 def is_address_literal(domain: str) -> bool:

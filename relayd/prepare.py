@@ -6,13 +6,14 @@ The steps are pure functions in files of their own (``trace``, ``headers``); her
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiosmtpd.smtp import Envelope as Transaction
 
 from config.settings import AccountSettings
 from mailqueue.message import Envelope, Message
-from relayd import headers, replies, trace
+from relayd import headers, policy, replies, trace
+from relayd.dsn_parameters import dsn_fields
 from relayd.policy import Client
 from relayd.replies import Reply
 
@@ -59,10 +60,13 @@ class Preparation:
         if isinstance(wanted, headers.Refused):
             return replies.header_refused(wanted.header, wanted.why)
         message_id = self._new_id(account.name, wanted.idempotency_key)
-        field = trace.received(client, self.terms.hostname, message_id, now)
+        trace_of = policy.with_utf8(client) if transaction.smtp_utf8 else client
+        field = trace.received(trace_of, self.terms.hostname, message_id, now)
         content = field + headers.without_own(content, header)
         body = "7BIT" if content.isascii() else "8BITMIME"  # what it is, whatever BODY= said
         envelope = self._envelope(account, transaction, wanted, message_id=message_id, body=body, now=now)
+        if transaction.smtp_utf8 and needs_utf8(envelope, content):
+            envelope = replace(envelope, smtputf8=True)
         return Prepared(Message(envelope, content), wanted.idempotency_key)
 
     def _envelope(
@@ -76,6 +80,7 @@ class Preparation:
         now: float,
     ) -> Envelope:
         terms = self.terms
+        dsn = dsn_fields(transaction.mail_options, transaction.rcpt_tos, transaction.rcpt_options)
         expire = account.expire_seconds if account.expire_seconds is not None else terms.expire_seconds
         return Envelope(
             id=message_id,
@@ -92,4 +97,19 @@ class Preparation:
             body=body,
             metadata=wanted.metadata,
             pays=account.metered,
+            ret=dsn.ret,
+            envid=dsn.envid,
+            notify=dsn.notify,
+            orcpt=dsn.orcpt,
         )
+
+
+def needs_utf8(envelope: Envelope, content: bytes) -> bool:
+    """Whether a message that came with SMTPUTF8 can only go on with it: many clients say it of everything.
+
+    Multipart content is not searched for header fields of its parts (RFC 6532 §3.3): any 8-bit there counts.
+    """
+    head = content.partition(b"\r\n\r\n")[0]
+    if not head.isascii() or (b"multipart/" in head.lower() and not content.isascii()):
+        return True
+    return not all(text.isascii() for text in (envelope.reverse_path, *envelope.recipients, *envelope.orcpt))

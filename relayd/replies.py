@@ -45,9 +45,13 @@ IDLE = Reply(421, "4.4.2", "idle for too long", "idle")
 CONTENT_TOO_SLOW = Reply(421, "4.4.2", "content took too long", "idle")
 NOT_SMTP = Reply(421, "4.7.0", "this is SMTP", "syntax")
 INTERNAL = Reply(451, "4.3.0", "temporary failure, try again", "internal")
+BROKEN_OFF = Reply(421, "4.3.0", "temporary failure in the midst of content, connect again", "internal")
+BDAT_SYNTAX = Reply(421, "4.5.4", "syntax: BDAT octets [LAST]; what follows cannot be told from commands", "syntax")
+CHUNK_TOO_BIG = Reply(421, "4.5.4", "chunk beyond every limit, not read", "size")
 
 # Syntax and order
 BAD_LINE = Reply(500, "5.5.2", "lines are printable ASCII and end in CRLF", "syntax")
+BAD_UTF8 = Reply(500, "5.5.2", "not valid UTF-8", "syntax")
 LINE_TOO_LONG = Reply(500, "5.5.2", "line too long", "syntax")
 AUTH_LINE_TOO_LONG = Reply(500, "5.5.6", "authentication exchange line is too long", "syntax")
 UNKNOWN_COMMAND = Reply(500, "5.5.1", "command not recognized", "syntax")
@@ -56,11 +60,19 @@ NO_ARGUMENT = Reply(501, "5.5.4", "no argument allowed", "syntax")
 HELLO_FIRST = Reply(503, "5.5.1", "say EHLO first", "sequence")
 MAIL_FIRST = Reply(503, "5.5.1", "MAIL first", "sequence")
 RCPT_FIRST = Reply(503, "5.5.1", "RCPT first, no valid recipients", "sequence")
+CHUNKS_BEGUN = Reply(503, "5.5.1", "BDAT has begun, go on with it or say RSET", "sequence")
 NESTED_MAIL = Reply(503, "5.5.1", "a mail transaction is under way", "sequence")
 HELLO_SYNTAX = Reply(501, "5.5.4", "syntax: EHLO name", "syntax")
 MAIL_SYNTAX = Reply(501, "5.5.4", "syntax: MAIL FROM:<address> [parameters]", "syntax")
-RCPT_SYNTAX = Reply(501, "5.5.4", "syntax: RCPT TO:<address>", "syntax")
-PARAMETER_VALUE = Reply(501, "5.5.4", "malformed parameter", "syntax")
+RCPT_SYNTAX = Reply(501, "5.5.4", "syntax: RCPT TO:<address> [parameters]", "syntax")
+SIZE_VALUE = Reply(501, "5.5.4", "SIZE is a number of octets", "syntax")
+BODY_VALUE = Reply(501, "5.5.4", "BODY is 7BIT or 8BITMIME", "syntax")
+AUTH_VALUE = Reply(501, "5.5.4", "AUTH is <> or an address in xtext", "syntax")
+SMTPUTF8_VALUE = Reply(501, "5.5.4", "SMTPUTF8 takes no value", "syntax")
+RET_VALUE = Reply(501, "5.5.4", "RET is FULL or HDRS", "syntax")
+ENVID_VALUE = Reply(501, "5.5.4", "ENVID is xtext of at most 100 printable characters", "syntax")
+NOTIFY_VALUE = Reply(501, "5.5.4", "NOTIFY is NEVER, or of SUCCESS, FAILURE and DELAY each once", "syntax")
+ORCPT_VALUE = Reply(501, "5.5.4", "ORCPT is type;address in xtext, at most 500 characters", "syntax")
 UNKNOWN_PARAMETER = Reply(555, "5.5.4", "parameter not recognized", "syntax")
 CANNOT_VERIFY = Reply(252, "2.1.5", "cannot verify, send and see")
 
@@ -72,7 +84,7 @@ ACCOUNT_DISABLED = Reply(550, "5.7.1", "account disabled", "account_disabled")
 BAD_SENDER = Reply(553, "5.1.7", "malformed reverse-path", "sender")
 BAD_RECIPIENT = Reply(553, "5.1.3", "malformed recipient address", "recipient")
 NO_RECIPIENT_DOMAIN = Reply(553, "5.1.3", "the recipient address needs a domain", "recipient")
-NOT_ASCII = Reply(553, "5.6.7", "internationalized addresses are not supported", "utf8")
+NOT_ASCII = Reply(553, "5.6.7", "an address beyond ASCII needs SMTPUTF8", "utf8")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "too many recipients in one transaction", "recipients")
 TOO_BIG = Reply(552, "5.3.4", "message too big", "size")
 QUEUE_FULL = Reply(452, "4.3.1", "queue full, try again later", "queue_full")
@@ -104,6 +116,10 @@ AUTH_BAD_RESPONSE = Reply(501, "5.5.2", "cannot decode the response", "auth")
 
 def queued(message_id: str) -> Reply:
     return Reply(250, "2.0.0", f"queued as {message_id}")
+
+
+def chunk(size: int) -> Reply:
+    return Reply(250, "2.0.0", f"{size} octets received")
 
 
 def duplicate(message_id: str) -> Reply:

@@ -112,17 +112,18 @@ def settings(
     tls: tuple[str, str] | None = None,
     network: bool = True,
     listener: dict[str, Any] | None = None,
+    account: dict[str, Any] | None = None,
     **relayd: Any,
 ) -> Settings:
     """One listener on 127.0.0.1; account `app` by network (unless network=False) and `user` by password. `listener`
-    says more of it, for instance {"tls": "implicit"}."""
+    says more of it, for instance {"tls": "implicit"}, `account` more of `app`."""
     plain: dict[str, Any] = {"name": "a", "address": "127.0.0.1", "port": 0, "tls": "none"}
     if tls is not None:
         plain |= {"tls": "starttls", "certificate": tls[0], "key": tls[1]}
     listener = plain | (listener or {})
     accounts: list[dict[str, Any]] = [{"name": "user", "password_hash": HASH, "class": "transactional"}]
     if network:
-        accounts.append({"name": "app", "networks": ["127.0.0.0/16"], "classes": ["transactional"]})
+        accounts.append({"name": "app", "networks": ["127.0.0.0/16"], "classes": ["transactional"], **(account or {})})
     return Settings.model_validate(
         {"relayd": {"hostname": "relay.test", "listeners": [listener], **relayd}, "accounts": accounts}
     )

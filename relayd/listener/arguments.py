@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _PATH = re.compile(rf'<((?:{_QUOTED}|[^<>" ])*)>(?= |$)|((?:{_QUOTED}|[^<>" ])+)(?= |$)')
 _ROUTE = re.compile(r"(?:@[^@,:<>]+,)*@[^@,:<>]+:")
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f]+))?")  # UTF-8 too (RFC 6531 §3.4)
 
 
 @dataclass(frozen=True, slots=True)

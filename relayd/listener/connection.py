@@ -114,6 +114,7 @@ class Connection(SMTP):
         self._ending = False  # nothing more is read or said
         self._draining = False
         self._overlong = False
+        self.content_until = math.inf  # loop time by which content that comes between commands must be whole
         self._deadline = math.inf
         self._deadline_reply = replies.IDLE
         self._alarm_at = math.inf
@@ -226,7 +227,7 @@ class Connection(SMTP):
 
     async def read_line(self) -> bytes | None:
         """Next line with its end; b"" for one over the limit (already dropped); None when the input has ended."""
-        deadline = self.loop.time() + self._timeout_duration
+        deadline = min(self.loop.time() + self._timeout_duration, self.content_until)
         while (line := self._take_line()) is None:
             if not await self._more(deadline):
                 return None

@@ -27,12 +27,15 @@ class DataVerb(TransactionVerbs):
     async def _receive(self) -> None:
         self.say(replies.SEND_CONTENT)
         began = self.loop.time()
-        scanner = ContentScanner(self.around.settings.max_message_bytes)
+        scanner = ContentScanner(self.size_limit)
         room = await self._read_content(scanner, began)
         if room is None:
             return
         read = self.loop.time()
-        reply = await self._deliver(scanner) if room else replies.NO_ROOM
+        self._ended(await self._deliver(scanner) if room else replies.NO_ROOM, began, read)
+
+    def _ended(self, reply: Reply, began: float, read: float) -> None:
+        """The transaction's last reply; loop times of the content's first and last octet."""
         metrics, done = self.around.metrics, self.loop.time()
         metrics.read_data.observe(read - began)
         metrics.process_data.observe(done - read)
@@ -50,6 +53,8 @@ class DataVerb(TransactionVerbs):
             return replies.MAIL_FIRST
         if not self.envelope.rcpt_tos:
             return replies.RCPT_FIRST
+        if self.in_chunks:
+            return replies.CHUNKS_BEGUN
         if arg:
             return replies.NO_ARGUMENT
         return replies.NO_ROOM if self.around.volume.total >= self.around.settings.max_data_bytes else None
@@ -59,6 +64,7 @@ class DataVerb(TransactionVerbs):
         Progress moves the idle limit, never the total one."""
         settings, room = self.around.settings, True
         last = began + settings.data_seconds
+        self.in_content = True
         buffer = self._input._buffer
         while True:
             ended = scanner.feed(buffer)
@@ -70,6 +76,7 @@ class DataVerb(TransactionVerbs):
             deadline = min(self.loop.time() + settings.idle_seconds, last)
             if not await self._more(deadline, replies.CONTENT_TOO_SLOW):
                 return None
+        self.in_content = False
         self._input._maybe_resume_transport()
         self._deadline = math.inf
         return room or scanner.too_big  # that it is too big for ever goes before

@@ -32,7 +32,8 @@ class HelloVerbs(SessionProtocol):
         return True
 
     def _keywords(self) -> list[str]:
-        words = [self.hostname, "PIPELINING", f"SIZE {self.data_size_limit}", "8BITMIME", "ENHANCEDSTATUSCODES"]
+        words = [self.hostname, "PIPELINING", f"SIZE {self.size_limit}", "8BITMIME", "SMTPUTF8", "CHUNKING", "DSN"]
+        words.append("ENHANCEDSTATUSCODES")
         if self.tls_context is not None:
             words.append("AUTH PLAIN LOGIN" if self.tls_active else "STARTTLS")
         return words
@@ -64,7 +65,9 @@ class HelloVerbs(SessionProtocol):
         self.say(replies.HELP)
 
     async def smtp_VRFY(self, arg: str) -> None:
-        self.say(replies.CANNOT_VERIFY)
+        address, _, parameter = arg.rpartition(" ")  # RFC 6531 §3.7.4.2
+        utf8 = bool(address) and parameter.upper() == "SMTPUTF8"
+        self.say(replies.CANNOT_VERIFY if utf8 or arg.isascii() else replies.NOT_ASCII)
 
     async def smtp_EXPN(self, arg: str) -> None:
         self.say(replies.NOT_OFFERED)

@@ -20,10 +20,13 @@ from relayd.volume import Share
 
 COMMAND_OCTETS = 512  # RFC 5321 §4.5.3.1.4, without CRLF: near enough
 COMMAND_OCTETS_OF: Mapping[str, int] = {
-    "MAIL": 2048,  # room for SIZE, BODY, AUTH, RET, ENVID
-    "RCPT": 2048,
+    # Over 512: SIZE 26 (RFC 1870), BODY 17 (RFC 6152), AUTH 500 (RFC 4954), SMTPUTF8 10 (RFC 6531), RET and ENVID 316
+    # when every octet of it is coded (RFC 3461 says 107).
+    "MAIL": 2048,
+    "RCPT": 1088,  # NOTIFY 28, ORCPT 507 (RFC 3461), and the blanks that clients put in
     "AUTH": 12_288,  # RFC 4954 §4
 }
+INTERNATIONAL = frozenset({"MAIL", "RCPT", "VRFY", "EXPN"})  # may hold UTF-8 (RFC 6531 §3.4, §3.7.4)
 _REPLIES_HELD = 64
 _WEB = frozenset({"GET", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT", "DELETE", "PATCH", "HOST:"})
 
@@ -51,6 +54,7 @@ class SessionProtocol(Connection):
         self.share = Share(around.volume)  # of the transaction under way
         self.rejected_events = 0
         self.failed_auth = 0
+        self.in_content = False  # the next octets are content, whatever happens
         self._commands = 0
 
     def _account_by_network(self) -> AccountSettings | None:
@@ -90,7 +94,10 @@ class SessionProtocol(Connection):
         except Exception:
             log.exception("command failed", listener=self.around.listener, client=self.address)
             self._set_rset_state()
-            self.say(replies.INTERNAL)
+            if self.in_content:
+                self.hang_up(replies.BROKEN_OFF)
+            else:
+                self.say(replies.INTERNAL)
         settings = self.around.settings
         self._commands += 1
         if self._errors >= settings.max_errors:
@@ -101,22 +108,25 @@ class SessionProtocol(Connection):
             self.hang_up(replies.SHUTTING_DOWN)
 
     def _parse(self, line: bytes) -> tuple[str, str] | Reply:
-        """Verb and argument, or the refusal. Only CRLF ends a command; nothing but printable ASCII is in it."""
+        """Verb and argument, or the refusal. Only CRLF ends a command; nothing but printable characters is in it, and
+        those beyond ASCII only where an address may be."""
         if not line.endswith(b"\r\n"):
             return replies.BAD_LINE if line else replies.LINE_TOO_LONG
         try:
-            text = line[:-2].decode("ascii")
+            text = line[:-2].decode("utf-8")
         except UnicodeDecodeError:
-            return replies.NOT_ASCII if line[:5].upper() in (b"MAIL ", b"RCPT ") else replies.BAD_LINE
-        if not text.isprintable():
+            return replies.BAD_UTF8
+        if not text.isprintable():  # no controls, no invisible or unassigned characters
             return replies.BAD_LINE
         verb, _, argument = text.partition(" ")
         verb = verb.upper()
+        if not text.isascii() and verb not in INTERNATIONAL:
+            return replies.BAD_LINE
         if verb not in self._smtp_methods:
             if verb in _WEB:  # a browser made to talk to us: what follows is not its user's will
                 self.hang_up(replies.NOT_SMTP)
             return replies.UNKNOWN_COMMAND
-        if len(text) > self.command_size_limits.get(verb, COMMAND_OCTETS):
+        if len(line) - 2 > self.command_size_limits.get(verb, COMMAND_OCTETS):
             return replies.AUTH_LINE_TOO_LONG if verb == "AUTH" else replies.LINE_TOO_LONG
         return verb, argument.strip(" ")
 
@@ -136,6 +146,12 @@ class SessionProtocol(Connection):
         if account is not self.account:
             self.account = account
             self.introduce()
+
+    @property
+    def size_limit(self) -> int:
+        """Octets of content this client may send."""
+        own, most = self.account and self.account.max_message_bytes, self.around.settings.max_message_bytes
+        return min(own, most) if own else most
 
     def introduce(self) -> None:
         """Settle who the client is, after EHLO, AUTH or TLS changed it."""

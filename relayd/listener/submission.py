@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from relayd.listener.auth import AuthVerb
-from relayd.listener.data import DataVerb
+from relayd.listener.bdat import BdatVerb
 from relayd.listener.starttls import StartTlsVerb
 
 
-class SubmissionSession(DataVerb, AuthVerb, StartTlsVerb):
+class SubmissionSession(BdatVerb, AuthVerb, StartTlsVerb):
     """SMTP message submission (RFC 6409)."""
