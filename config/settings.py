@@ -207,7 +207,7 @@ class DeliverySettings(Section):
     timeouts: TimeoutSettings = TimeoutSettings()
     retry: RetrySettings = RetrySettings()
     drain_seconds: Seconds = Field(600.0, description="how long SIGTERM waits for transactions under way")
-    dsn_window_seconds: Seconds = Field(300.0, description="failures of one message are gathered this long")
+    dsn_window_seconds: Seconds = Field(300.0, description="what DSNs will say of one message is gathered this long")
 
 
 class RouteSettings(Section):

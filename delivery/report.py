@@ -111,13 +111,15 @@ def typed_address(address: str) -> str:
 def _kind_and_action(item: QueueItem, outcome: Outcome, decision: Decision) -> tuple[str, str]:
     """Event kind and RFC 3464 action; an unknown outcome has no action, for nothing can be claimed.
 
-    ``relayed`` only where success was asked for and the next hop will not tell of it (RFC 3464 §2.3.3).
+    ``relayed`` only where success was asked for and the next hop will not tell the sender of it (RFC 3464 §2.3.3):
+    it does not offer DSN, or it was given a signed return path, and what it says comes back to us.
     """
     match decision:
         case Done():
             envelope = item.message.envelope
             asked = envelope.notifies(item.index, "SUCCESS") and not envelope.is_notification
-            return "delivered", "relayed" if asked and not outcome.dsn else "delivered"
+            passed_on = outcome.dsn and not envelope.return_paths
+            return "delivered", "relayed" if asked and not passed_on else "delivered"
         case Retry():
             return "deferred", "delayed"
         case Fail(expired=expired):

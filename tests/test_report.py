@@ -146,6 +146,7 @@ def test_the_null_reverse_path_is_owed_nothing():
         ({"notify": ("", "SUCCESS"), "dsn": "stream"}, False, "relayed", False),
         ({"notify": ("", "SUCCESS"), "reverse_path": ""}, False, "delivered", False),
         ({"notify": ("", "NEVER")}, False, "delivered", False),
+        ({"notify": ("", "SUCCESS"), "return_paths": ("r0@b.test", "r1@b.test")}, True, "relayed", True),
     ],
 )
 def test_a_success_is_relayed_only_where_the_next_hop_is_silent(
