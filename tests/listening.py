@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -19,8 +20,10 @@ from prometheus_client import CollectorRegistry
 from config.settings import Settings
 from mailqueue.events import Event
 from mailqueue.failures import Standing
+from mailqueue.inbound import Returned
 from mailqueue.message import Message, new_id
 from relayd.auth import Book
+from relayd.inbound import Inbound
 from relayd.listener.proxy import SIGNATURE, crc32c
 from relayd.server import Relayd
 
@@ -130,15 +133,45 @@ def settings(
 
 
 @dataclass(slots=True)
+class RecordingStore:
+    """Keeps returned mail in a list; `verdict` is the entry's id, `failure` is raised."""
+
+    accepting: bool = True
+    verdict: str = "1-0"
+    failure: Exception | None = None
+    mails: list[Returned] = field(default_factory=list)
+
+    async def keep(self, mail: Returned) -> str:
+        if self.failure is not None:
+            raise self.failure
+        if self.verdict:
+            self.mails.append(mail)
+        return self.verdict
+
+
+def inbound_settings(key: Path, *, listener: dict[str, Any] | None = None, **inbound: Any) -> Settings:
+    """One listener of kind inbound; return paths of bounce.test signed by `key`, and a mailbox."""
+    plain = {"name": "a", "address": "127.0.0.1", "port": 0, "tls": "none", "kind": "inbound"}
+    said = {"domains": ["bounce.test"], "mailboxes": ["abuse@relay.test", "postmaster@relay.test"]}
+    return Settings.model_validate(
+        {
+            "relayd": {"hostname": "relay.test", "listeners": [plain | (listener or {})]},
+            "signing": {"return_path_key": str(key)},
+            "inbound": said | inbound,
+        }
+    )
+
+
+@dataclass(slots=True)
 class House:
-    relayd: Relayd
+    relayd: Relayd | Inbound
     queue: RecordingQueue
     registry: CollectorRegistry
     clients: list[Client] = field(default_factory=list)
 
     @property
     def port(self) -> int:
-        return self.relayd.addresses["a"][1]
+        return self.relayd.doors.addresses["a"][1]
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, {"service": "esmtp_listener", **labels}) or 0.0
@@ -146,7 +179,7 @@ class House:
     async def emptied(self) -> None:
         """No session is left."""
         await self.relayd.doors.emptied(20)
-        assert self.relayd.sessions == 0
+        assert self.relayd.doors.sessions == 0
 
     async def connect(self, source: str = "127.0.0.1", *, header: bytes = b"", tls: bool = False) -> Client:
         """`header` goes before all else, in clear; `tls` = the handshake follows at once."""
@@ -191,7 +224,7 @@ class Client:
         """STARTTLS and the second EHLO."""
         assert (await self.ask("STARTTLS")).startswith("220 ")
         await self.encrypt()
-        assert "AUTH PLAIN LOGIN" in await self.ask("EHLO client.example")
+        assert (await self.ask("EHLO client.example")).startswith("250-relay.test")
 
     async def encrypt(self) -> None:
         """The handshake, whoever the other end is."""
@@ -230,15 +263,28 @@ async def listening(
     registry = CollectorRegistry()
     queue = queue or RecordingQueue()
     relayd = Relayd(settings_ or settings(), queue, registry, book or Forgiving())
-    await relayd.start()
-    house = House(relayd, queue, registry)
+    async with _open(House(relayd, queue, registry)) as house:
+        yield house
+
+
+@asynccontextmanager
+async def taking_returns(settings_: Settings, store: RecordingStore) -> AsyncIterator[House]:
+    """The inbound process's listeners; the house's queue is one that nothing can reach."""
+    registry = CollectorRegistry()
+    async with _open(House(Inbound(settings_, store, registry), RecordingQueue(), registry)) as house:
+        yield house
+
+
+@asynccontextmanager
+async def _open(house: House) -> AsyncIterator[House]:
+    await house.relayd.start()
     try:
         yield house
     finally:
-        await relayd.stop()
+        await house.relayd.stop()
         for client in house.clients:
             await client.close()
-        assert relayd.sessions == 0
+        assert house.relayd.doors.sessions == 0
         assert house.metric("connection_count") == 0
 
 
