@@ -28,6 +28,8 @@ from relayd.listener.proxy import SIGNATURE, crc32c
 from relayd.server import Relayd
 
 PASSWORD = "correct horse"
+# Fields that every submission has or gets: content below them arrives as it was sent.
+HEADER = b"From: a@b.example\r\nDate: Sat, 21 Nov 2026 01:25:26 +0000\r\nMessage-ID: <1@b.example>\r\n"
 HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
 
 
@@ -83,13 +85,13 @@ class RecordingQueue:
 
     @property
     def content(self) -> bytes:
-        """Of the only message, without our Received field."""
+        """Of the only message, without our Received field and without HEADER."""
         (message,) = self.messages
         assert message.content.startswith(b"Received: from ")
         rest = message.content
         for _ in range(3):
             rest = rest.partition(b"\r\n")[2]
-        return rest
+        return rest.removeprefix(HEADER)
 
 
 class Forgiving:
@@ -234,11 +236,12 @@ class Client:
         self.reader._transport = self.writer.transport  # type: ignore[attr-defined]  # missing in 3.11
 
     async def transaction(self, content: str | bytes = "Subject: x\r\n\r\nhi\r\n", to: str = "b@c.example") -> str:
-        """MAIL, RCPT, DATA and content; the last reply."""
+        """MAIL, RCPT, DATA, HEADER (unless there is a From), content; the last reply."""
         for command, code in (("MAIL FROM:<a@b.example>", "250"), (f"RCPT TO:<{to}>", "250"), ("DATA", "354")):
             reply = await self.ask(command)
             assert reply.startswith(code), reply
-        await self.send(content)
+        octets = content.encode("latin-1") if isinstance(content, str) else content
+        await self.send(octets if b"From:" in octets else HEADER + octets)
         await self.send(".\r\n")
         return await self.reply()
 
