@@ -138,6 +138,15 @@ def _host(text: str) -> str:
         return hostname(text)
 
 
+def _domain_pattern(text: str) -> str:
+    below = text.startswith("*.")
+    try:
+        name = hostname(ascii_domain(text[2:] if below else text))
+    except ValueError:
+        raise ValueError("write a domain (agency.pe), or *.agency.pe for every one below it") from None
+    return f"*.{name}" if below else name
+
+
 def _source(text: str) -> str:
     expand(text)
     return text
@@ -155,6 +164,7 @@ def _nameserver(text: str) -> str:
 
 
 Hostname = Annotated[str, AfterValidator(hostname)]
+DomainPattern = Annotated[str, AfterValidator(_domain_pattern)]  # as domains are compared, "*." before it or not
 Host = Annotated[str, AfterValidator(_host)]  # a name or an address
 SourceAddress = Annotated[str, AfterValidator(_source)]
 InsidePort = Annotated[str, AfterValidator(_inside_port)]  # "address:port" that the outside cannot reach, or ""

@@ -50,6 +50,7 @@ class ProviderRule:
     roll_up: bool = True  # its MX hosts are one site; False = every distinct set of MX hosts is its own
     mx_suffixes: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    together: bool = False  # connections are counted over all sources, not for each
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def for_source(self, address: str) -> ProviderRule:

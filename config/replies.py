@@ -26,6 +26,7 @@ PHASES = (
     "ehlo",
     "starttls",
     "tls",
+    "auth",
     "mail",
     "rcpt",
     "data",
@@ -94,7 +95,7 @@ class Rules:
 
 Code = Annotated[str, Field(pattern=r"^[45](?:xx|[0-9]x|[0-9]{2})$")]
 PhaseName = Literal[
-    "connect", "greeting", "ehlo", "starttls", "tls", "mail", "rcpt", "data", "content", "end-of-data", "quit"
+    "connect", "greeting", "ehlo", "starttls", "tls", "auth", "mail", "rcpt", "data", "content", "end-of-data", "quit"
 ]
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 
 from config.accounts import AccountSettings, MailClass
 from config.addresses import (
+    DomainPattern,
     Host,
     Hostname,
     InsidePort,
@@ -218,8 +219,8 @@ class RouteSettings(Section):
     """
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
-    recipient_domains: tuple[str, ...] = ()
-    sender_domains: tuple[str, ...] = ()
+    recipient_domains: tuple[DomainPattern, ...] = ()
+    sender_domains: tuple[DomainPattern, ...] = ()
     accounts: tuple[str, ...] = ()
     host: Host = Field(description="name or address; the certificate must be its")
     port: int = Field(587, ge=1, le=65535)

@@ -14,7 +14,7 @@ from delivery.reply import Phase, Reply
 # 28 000 ports in all instead of per next hop, and EADDRINUSE looks like a dead source.
 IP_BIND_ADDRESS_NO_PORT = 24
 
-Kind = Literal["refused", "timeout", "address_in_use", "address_gone", "reply", "lost", "tls", "dns"]
+Kind = Literal["refused", "timeout", "address_in_use", "address_gone", "reply", "lost", "tls", "auth", "dns"]
 
 # Ours, and passing: no free port or descriptor. Neither the source nor the host is to blame.
 _EXHAUSTED = {errno.EADDRINUSE, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN}
@@ -25,7 +25,8 @@ class SessionFailed(Exception):
 
     refused: no connection to that address · timeout · address_in_use: no free port or descriptor here, now ·
     address_gone: the source is not an address of this machine · reply: the peer said no · lost: the peer hung up or
-    broke the protocol · tls: STARTTLS missing though required, or broken · dns: for callers that resolve.
+    broke the protocol · tls: STARTTLS missing though required, or broken ·
+    auth: a smarthost does not know us · dns: for callers that resolve.
     """
 
     def __init__(self, kind: Kind, phase: Phase, text: str, reply: Reply | None = None) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from config.replies import Rules
 from config.settings import TimeoutSettings
 from delivery.connect import SessionFailed
-from delivery.outcome import Outcome, Via, at_site, lost, not_connected, replied, timed_out, tls_failed
+from delivery.outcome import Outcome, Via, at_site, login_failed, lost, not_connected, replied, timed_out, tls_failed
 from delivery.pool import Source
 from delivery.router import Host
-from delivery.session import OnLost, Session
+from delivery.session import Session
+from delivery.smarthost import Smarthost, SmarthostSession
 from delivery.tls import BrokenTls, TlsMode, opportunistic_context
+
+AnySession = Session | SmarthostSession
+OnLost = Callable[[AnySession, str], None]
 
 SHUN_SECONDS = 60.0  # a host that could not be reached is tried last for so long
 MOST_TRIED = 6  # addresses in one attempt: it must end before the ticket does
@@ -43,18 +47,31 @@ class Doors:
     context: ssl.SSLContext = field(default_factory=opportunistic_context)
     shut: dict[str, float] = field(default_factory=dict)
 
-    async def open(self, hosts: Iterable[Host], source: Source, tls: TlsMode, on_lost: OnLost) -> Session:
-        """Raises NoSession when nobody lets us in."""
+    async def open(
+        self,
+        hosts: Iterable[Host],
+        source: Source,
+        tls: TlsMode,
+        on_lost: OnLost,
+        smarthost: Smarthost | None = None,
+    ) -> AnySession:
+        """Raises NoSession when nobody lets us in. ``smarthost``: whose addresses the hosts are; then ``tls`` is its."""
         failed: NoSession | None = None
         for host, address in self._order(hosts, source):
             try:
-                session = await self._open_one(host, address, source, tls, on_lost)
+                session: AnySession
+                if smarthost is not None:
+                    session = await self._open_smarthost(smarthost, address, source, on_lost)
+                else:
+                    session = await self._open_one(host, address, source, tls, on_lost)
                 self.shut.pop(host, None)
                 return session
             except NoSession as refusal:
                 if refusal.blame != "site":
                     raise
                 failed = refusal
+                if refusal.kind == "auth":  # another address knows no other users; too many tries lock one out
+                    break
                 self._shun(host)
         if failed is None:
             text = f"no mail host has an address of the family of {source.address}"
@@ -78,6 +95,21 @@ class Doors:
         if len(self.shut) > 10_000:
             self.shut = {name: until for name, until in self.shut.items() if until > now}
         self.shut[host] = now + SHUN_SECONDS
+
+    async def _open_smarthost(
+        self, smarthost: Smarthost, address: str, source: Source, on_lost: OnLost
+    ) -> SmarthostSession:
+        try:
+            return await SmarthostSession.open(
+                smarthost,
+                address,
+                source=source.address or None,
+                hostname=source.hostname,
+                timeouts=self.timeouts,
+                on_lost=on_lost,
+            )
+        except SessionFailed as failed:
+            raise self._refusal(failed, smarthost.settings.host, address, source) from failed
 
     async def _open_one(self, host: str, address: str, source: Source, tls: TlsMode, on_lost: OnLost) -> Session:
         clock = asyncio.get_running_loop().time
@@ -116,6 +148,8 @@ class Doors:
             case "reply" if failed.reply is not None:
                 outcome = replied(failed.reply, failed.phase, self.rules, via)
                 return NoSession(outcome, "source" if outcome.another_source else "site", failed.kind)
+            case "auth":
+                return NoSession(login_failed(failed.text, via, failed.reply), "site", failed.kind)
             case "tls":
                 return NoSession(tls_failed(failed.text, via, failed.phase), "site", failed.kind)
             case "refused" | "dns":

@@ -6,7 +6,7 @@
     settle    what became of an item goes back to the queue, batched; one log line and the counters go with it
 
 A destination that can't be reached is suspended as a whole: one item is settled as deferred and says why, the others
-stay untouched until the time comes. The engine holds no mail: what it knows is lost with it and costs nothing.
+stay untouched until the time comes. So is a smarthost route, with all mail that takes it. The engine holds no mail: what it knows is lost with it and costs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from config.providers import Providers
+from config.providers import ProviderRule, Providers
 from config.settings import DeliverySettings
 from delivery.attempt import Judge
 from delivery.away import Absences, Away
@@ -35,7 +35,7 @@ from ipreputation.store import Lease, LimitsDown, LimitStore
 from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 from mailqueue.events import Event
-from mailqueue.keys import lane_name
+from mailqueue.keys import CLASS_LETTER, lane_name
 from mailqueue.logline import say
 from mailqueue.message import CLASSES, QueueItem
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
@@ -72,18 +72,44 @@ class Engine:
         self._routing = self._in_flight = self._bytes = self._sessions = 0
         self._weights: dict[bytes, int] = {}  # item → its share of the bytes in flight
         self._absences = absences
+        self._routes = router.routes
+        self._told: dict[tuple[int, str], int] = {}  # shard, route → the suspension that its event is about
         self._releases: Batch[Lease, None] = Batch(self._release_all, most=200)
         self.configure(settings, providers)
 
     def configure(self, settings: DeliverySettings, providers: Providers) -> None:
-        """At start and on reload: new sites follow the new settings, open sessions end under the old ones."""
+        """At start and on reload: new sites follow the new settings, open sessions end under the old ones. The
+        router's routes are replaced before."""
         self._settings, self._providers = settings, providers
         self._pools: Mapping[str, tuple[Source, ...]] = pools_of(settings)
         self.idle_seconds = settings.timeouts.idle
         self.recipients = settings.recipients_per_transaction
         for site in self._sites.values():
-            site.lines.configure(providers.named(site.route.group), self._sources_of(site.pool))
+            site.lines.configure(self._rule_of(site.route.group), self._sources_of(site.pool))
             site.wake()
+        self._reroute()
+
+    def _reroute(self) -> None:
+        """Routes that are different now: nobody waits for what failed under the old ones."""
+        changed = self._routes.changed(self._router.routes)
+        self._routes = self._router.routes
+        for name in changed:
+            self._absences.reached((name, name))
+            if site := self._sites.get((name, name)):
+                site.renew()
+        if changed:
+            self._start(self._resume(changed))
+
+    async def _resume(self, routes: Collection[str]) -> None:
+        for worker in self._workers:
+            try:
+                stops = await worker.stops()
+                for name in sorted(routes & stops.keys()):
+                    if stops[name]:  # else an operator's, until he resumes it
+                        why = "the route has changed"
+                        await worker.send_again(name, Event("resumed", now_ms(), destination=name, reason=why))
+            except (QueueDown, ServerAnswer) as down:
+                log.warning("queue away", shard=worker.shard.number, why=str(down))
 
     async def run(self) -> None:
         """Until stopped and drained."""
@@ -131,7 +157,8 @@ class Engine:
                 await self._room.wait()
                 continue
             try:
-                tickets, wait, stops = await worker.due(wanted, self._crowded(), self._stops.silent(self._pools))
+                silent = [*self._stops.silent(self._pools), *self._crowded_routes()]
+                tickets, wait, stops = await worker.due(wanted, self._crowded(), silent)
                 if await self._stops.note(worker, stops):
                     self._wake_sites()
             except (QueueDown, ServerAnswer) as down:
@@ -169,6 +196,16 @@ class Engine:
             if site.crowded(class_)
         ]
 
+    def _crowded_routes(self) -> list[str]:
+        """The same of smarthost routes, for mail that takes them because of its sender: it lies in any lane."""
+        return [
+            f"{CLASS_LETTER[class_]} {site.pool}"
+            for site in self._sites.values()
+            if site.route.by_smarthost
+            for class_ in CLASSES
+            if site.crowded(class_)
+        ]
+
     @property
     def stopped_sources(self) -> Collection[str]:
         """Sources that may not send now."""
@@ -178,12 +215,13 @@ class Engine:
 
     async def _route(self, worker: Worker, ticket: Ticket) -> None:
         try:
-            route = await self._router.route(ticket.destination)
+            route = await self._router.route(ticket.destination, ticket.pool)
             if route.failure is not None:
                 await self._no_route(worker, ticket, route)
                 return
-            self._absences.reached(("", ticket.destination))
-            if route.group != ticket.group:
+            if not route.by_smarthost:
+                self._absences.reached(("", ticket.destination))
+            if route.group != ticket.group and not route.by_pool:
                 await worker.assign(ticket.destination, route.group)
                 ticket = replace(ticket, group=route.group)
             await self._offer(worker, ticket, route)
@@ -194,23 +232,30 @@ class Engine:
             self.room()
 
     async def _offer(self, worker: Worker, ticket: Ticket, route: Route) -> None:
-        key = (ticket.pool, route.site)
+        pool = route.site if route.by_smarthost else ticket.pool
+        key = (pool, route.site)
         away = self._absences.now(key, now_ms())
         if away is not None:
-            await self._suspend(worker, ticket, away, route.group)
+            await self._wait(worker, ticket, away, route)
             return
         site = self._sites.get(key)
         if site is None:
-            site = self._sites[key] = self._open_site(ticket.pool, route)
+            site = self._sites[key] = self._open_site(pool, route)
             self._start(self._run_site(key, site))
         if site.crowded(ticket.class_) and not site.rule.roll_up:
             return  # the ticket runs out (two leases) and the destination's turn comes again
         site.offer(worker, ticket, route)
 
     def _open_site(self, pool: str, route: Route) -> Site:
-        return Site(route.site, pool, self._providers.named(route.group), self._sources_of(pool), route, self)
+        return Site(route.site, pool, self._rule_of(route.group), self._sources_of(pool), route, self)
+
+    def _rule_of(self, group: str) -> ProviderRule:
+        return self._router.routes.rule(group) or self._providers.named(group)
 
     def _sources_of(self, pool: str) -> tuple[Source, ...]:
+        smarthost = self._router.routes.named(pool)
+        if smarthost is not None:
+            pool = smarthost.settings.pool
         sources = self._pools.get(pool)
         if sources is None:  # mail of an account whose pool was taken away
             sources = next(iter(self._pools.values()))
@@ -233,6 +278,11 @@ class Engine:
         failure = route.failure
         assert failure is not None
         outcome = unroutable(failure.status, failure.text, permanent=failure.permanent)
+        if route.by_smarthost:
+            key = (route.site, route.site)
+            away = self._absences.now(key, now_ms()) or self._absences.note(key, outcome, now_ms())
+            await self._wait(worker, ticket, away, route)
+            return
         if not failure.permanent:
             await self._suspend(
                 worker, ticket, self._absences.note(("", ticket.destination), outcome, now_ms()), ticket.group
@@ -252,11 +302,31 @@ class Engine:
         until = round((away.until_ms - now_ms()) / 1000)
         log.warning("site unreachable", site=site.name, times=away.times, seconds=until, why=outcome.diagnostic)
         for one in held:
-            await self._suspend(one.worker, one.ticket, away, site.rule.name)
+            await self._wait(one.worker, one.ticket, away, site.route)
         self.room()
 
     def reached(self, site: Site) -> None:
         self._absences.reached((site.pool, site.name))
+
+    async def _wait(self, worker: Worker, ticket: Ticket, away: Away, route: Route) -> None:
+        """Its destination is suspended; where it goes by a smarthost, that route is."""
+        if route.by_smarthost:
+            await self._suspend_route(worker, ticket, away, route.site)
+        else:
+            await self._suspend(worker, ticket, away, route.group)
+
+    async def _suspend_route(self, worker: Worker, ticket: Ticket, away: Away, name: str) -> None:
+        """All mail that takes it waits; one item says why, and the tickets go back."""
+        now, why, shard = now_ms(), away.outcome.diagnostic, worker.shard.number
+        if self._told.get((shard, name)) == away.until_ms:
+            await worker.stop_sending(name, away.until_ms, why)
+            worker.give_back(ticket)
+            return
+        self._told[shard, name] = away.until_ms
+        log.warning("route suspended", route=name, seconds=round((away.until_ms - now) / 1000), why=why)
+        await self._defer_one(worker, ticket, away, name)  # before the stop, after which nothing can be claimed
+        event = Event("suspended", now, destination=name, provider=name, reason=why, next_at=away.until_ms)
+        await worker.stop_sending(name, away.until_ms, why, event)
 
     async def _suspend(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
         """The destination waits; one item says why."""
@@ -266,10 +336,13 @@ class Engine:
             "suspended", now, destination=ticket.destination, provider=provider, reason=why, next_at=away.until_ms
         )
         await worker.stop_sending(f"destination:{ticket.destination}", away.until_ms, why, event)
+        await self._defer_one(worker, ticket, away, provider)
+
+    async def _defer_one(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
         claimed = await worker.claim(ClaimRequest(ticket, 1))
         self.claimed(claimed.items)
         for item in claimed.items:
-            self.settle(worker, self.judge.settlement(item, away.outcome, provider, now, due=away.until_ms))
+            self.settle(worker, self.judge.settlement(item, away.outcome, provider, now_ms(), due=away.until_ms))
 
     # ── what sites ask of the floor ────────────────────────────────────────────────────────────────────────────
 

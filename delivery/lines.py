@@ -15,13 +15,12 @@ from typing import Any, Protocol
 import structlog
 
 from config.providers import ProviderRule
-from delivery.doors import Doors, NoSession
+from delivery.doors import AnySession, Doors, NoSession
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, Via, at_site, lost
 from delivery.pool import Source, sessions_worth_having, usable
 from delivery.reply import Phase
 from delivery.router import Route
-from delivery.session import Session
 from delivery.tls import TlsMode
 from ipreputation.choose import levelled, order
 from ipreputation.limits import Limits, limits_for
@@ -39,7 +38,7 @@ log = structlog.get_logger("delivery")
 class Line:
     """One open session with the lease it rests on."""
 
-    session: Session
+    session: AnySession
     lease: Lease
     source: Source
     idle_since: float
@@ -222,7 +221,7 @@ class Lines:
         mode = TlsMode(self.rule.for_source(source.address).tls)
         metrics = self._ground.metrics
         try:
-            session = await self._ground.doors.open(route.hosts, source, mode, self._lost)
+            session = await self._ground.doors.open(route.hosts, source, mode, self._lost, route.smarthost)
             line = Line(session, lease, source, now())
             self._open.append(line)
             metrics.opened.labels(self.rule.name).inc()
@@ -284,6 +283,12 @@ class Lines:
     async def _refuse(self, outcome: Outcome) -> None:
         await self._failed(outcome)
 
+    def renew(self) -> None:
+        """Sessions end with the transaction under way; new ones follow what is in force now."""
+        for line in self._open:
+            line.finish()
+        self._changed()
+
     def drop_leases(self, tokens: Collection[str]) -> None:
         """Others have their slots already: no more over these sessions."""
         for line in self._open:
@@ -291,7 +296,7 @@ class Lines:
                 line.finish()
         self._changed()
 
-    def _lost(self, session: Session, _why: str) -> None:
+    def _lost(self, _session: AnySession, _why: str) -> None:
         """An idle session's peer went away."""
         self._changed()
 

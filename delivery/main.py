@@ -33,6 +33,7 @@ from delivery.metrics import DeliveryMetrics
 from delivery.pool import pools_of
 from delivery.resolver import Resolver
 from delivery.router import NextHopPolicy, Router
+from delivery.routes import Routes
 from ipreputation.store import LimitStore
 from mailqueue import scripts
 from mailqueue.errors import QueueDown, QueueRefused
@@ -78,6 +79,7 @@ def router_of(settings: Settings, loaded: Loaded) -> Router:
         ),
         own_names={delivery.hostname, settings.relayd.hostname},
         ipv6=ipv6,
+        routes=Routes(settings.routes, loaded.passwords),
     )
 
 
@@ -102,11 +104,12 @@ async def serve(path: Path, loaded: Loaded) -> None:
             on_freed=lambda name: engine.limit_freed(name),  # noqa: PLW0108 made below
         )
         doors = Doors(settings.delivery.timeouts, settings.delivery.port, rules)
+        router = router_of(settings, loaded)
         workers = queue.workers()
         engine = Engine(
             settings.delivery,
             workers,
-            router_of(settings, loaded),
+            router,
             loaded.providers,
             store,
             judge_of(settings, rules),
@@ -118,6 +121,7 @@ async def serve(path: Path, loaded: Loaded) -> None:
         def take_over(_old: Loaded, new: Loaded) -> None:
             engine.judge = judge_of(new.settings, rules)
             doors.timeouts = new.settings.delivery.timeouts
+            router.routes = Routes(new.settings.routes, new.passwords)
             engine.configure(new.settings.delivery, new.providers)
 
         reloader.subscribe(take_over)

@@ -30,7 +30,7 @@ EXPIRED = "4.4.7"  # RFC 3463 §3.5: delivery time expired
 UNMATCHED = "unmatched"  # rule of an outcome that nobody understood: to be logged loud
 EXPIRY = "expiry"  # rule of an item that ran out of time without an attempt
 
-BEFORE_MAIL = frozenset({Phase.CONNECT, Phase.GREETING, Phase.EHLO, Phase.STARTTLS, Phase.TLS})
+BEFORE_MAIL = frozenset({Phase.CONNECT, Phase.GREETING, Phase.EHLO, Phase.STARTTLS, Phase.TLS, Phase.AUTH})
 
 
 class Result(StrEnum):
@@ -159,6 +159,11 @@ def not_connected(text: str, via: Via = NOWHERE, *, our_fault: bool = False) -> 
 def tls_failed(text: str, via: Via = NOWHERE, phase: Phase = Phase.TLS) -> Outcome:
     """Encryption is required and was not had (RFC 3463 §3.8, X.7.5 cryptographic failure)."""
     return _of(Result.TRANSIENT, Scope.SESSION, "4.7.5", text, phase=phase, via=via)
+
+
+def login_failed(text: str, via: Via = NOWHERE, reply: Reply | None = None) -> Outcome:
+    """A smarthost does not know us (RFC 4954 §6). No reply rule applies: whatever it says, no address is to blame."""
+    return _of(Result.TRANSIENT, Scope.SESSION, "4.7.8", text, reply=reply, phase=Phase.AUTH, via=via)
 
 
 def unroutable(status: str, text: str, *, permanent: bool, via: Via = NOWHERE) -> Outcome:

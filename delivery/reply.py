@@ -25,6 +25,7 @@ class Phase(StrEnum):
     EHLO = "ehlo"  # EHLO or HELO
     STARTTLS = "starttls"  # the command
     TLS = "tls"  # the handshake
+    AUTH = "auth"  # at a smarthost
     MAIL = "mail"  # with the RSET that may precede it
     RCPT = "rcpt"
     DATA = "data"

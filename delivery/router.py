@@ -12,12 +12,15 @@ import ipaddress
 import random
 import socket
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from config.routes import PREFIX
 from delivery.mx import MOST_HOSTS, MxHost, MxHosts, RouteFailure, is_host_name, select_hosts
 from delivery.provider import Rules, site_of
 from delivery.resolver import AddressAnswer, Outcome, Resolver, name_of
+from delivery.routes import Routes
+from delivery.smarthost import Smarthost
 
 MOST_ADDRESSES = 8  # of one host
 
@@ -35,7 +38,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``hosts`` in the order to try them, or ``failure``. ``stale``: DNS fails, this is what it said last."""
+    """``hosts`` in the order to try them, or ``failure``. ``stale``: DNS fails, this is what it said last.
+
+    By a smarthost, site and group are "route:<name>", also where it failed. ``by_pool``: because of the mail's sender,
+    so that other mail for the destination goes another way.
+    """
 
     destination: str
     group: str = "default"
@@ -43,6 +50,12 @@ class Route:
     hosts: tuple[Host, ...] = ()
     failure: RouteFailure | None = None
     stale: bool = False
+    smarthost: Smarthost | None = None
+    by_pool: bool = False
+
+    @property
+    def by_smarthost(self) -> bool:
+        return self.site.startswith(PREFIX)
 
 
 class Refusal(Enum):
@@ -83,6 +96,15 @@ class NextHopPolicy:
             return Refusal.LOOP
         return None if parsed.is_global or self.allow_private else Refusal.PRIVATE
 
+    def refuses_smarthost(self, address: str, port: int, *, given: bool) -> Refusal | None:
+        """An operator chose it: private is allowed, and loopback when the address itself is ``given``."""
+        parsed = effective(address)
+        if replace(self, port=port).is_own(parsed) or _nowhere(parsed):
+            return Refusal.LOOP
+        if self.sandbox:
+            return None if parsed.is_loopback else Refusal.PRIVATE
+        return Refusal.LOOP if parsed.is_loopback and not given else None
+
     def is_own(self, parsed: IPAddress) -> bool:
         for own, port in self.own:
             mine = effective(own)
@@ -108,7 +130,8 @@ def _nowhere(address: IPAddress) -> bool:
 
 
 class Router:
-    """``own_names``: under which we are an MX. ``ipv6``: whether a source with an IPv6 address exists."""
+    """``own_names``: under which we are an MX. ``ipv6``: whether a source with an IPv6 address exists. ``routes`` are
+    replaced on reload."""
 
     def __init__(
         self,
@@ -120,7 +143,9 @@ class Router:
         ipv6: bool,
         rng: random.Random | None = None,
         most_hosts: int = MOST_HOSTS,
+        routes: Routes | None = None,
     ) -> None:
+        self.routes = routes or Routes()
         self._resolver = resolver
         self._rules = rules
         self._policy = policy
@@ -129,8 +154,44 @@ class Router:
         self._rng = rng or random.Random()
         self._most_hosts = most_hosts
 
-    async def route(self, destination: str) -> Route:
-        """``destination``: a recipient domain, A-labels or U-labels. Never raises for what DNS says."""
+    async def route(self, destination: str, pool: str = "default") -> Route:
+        """``destination``: a recipient domain, A-labels or U-labels. Never raises for what DNS says.
+
+        ``pool`` "route:<name>": the route of the mail's sender. No MX is asked for then, and no other way is taken.
+        """
+        smarthost = self.routes.for_recipient(destination)
+        if smarthost is not None:
+            return await self._to_smarthost(Route(destination, smarthost.name, smarthost.name, smarthost=smarthost))
+        if pool.startswith(PREFIX):
+            route = Route(destination, pool, pool, smarthost=self.routes.named(pool), by_pool=True)
+            return await self._to_smarthost(route)
+        return await self._to_mx(destination)
+
+    async def _to_smarthost(self, route: Route) -> Route:
+        """Every failure is temporary: an operator will mend it, and no sender could."""
+        if route.smarthost is None:
+            return replace(route, failure=RouteFailure("4.3.5", f"{route.site} is not in the configuration"))
+        settings = route.smarthost.settings
+        given, said = _is_address(settings.host), ""
+        if given:
+            addresses: Sequence[str] = (settings.host,)
+        else:
+            answer = await self._resolver.addresses(settings.host)
+            addresses, said = answer.addresses, answer.text
+        usable = [
+            address
+            for address in addresses
+            if not self._policy.refuses_smarthost(address, settings.port, given=given)
+            and (self._ipv6 or effective(address).version == 4)
+        ]
+        if usable:
+            return replace(route, hosts=(Host(settings.host, 0, self._in_order(usable)),))
+        if not addresses:
+            return replace(route, failure=RouteFailure("4.4.3", said or f"{settings.host} has no address"))
+        text = f"{settings.host} leads to addresses that are not allowed for a smarthost or cannot be reached from here"
+        return replace(route, failure=RouteFailure("4.4.4", text))
+
+    async def _to_mx(self, destination: str) -> Route:
         if destination.startswith("["):
             return _failed(destination, "5.4.6", f"domain literal {destination} refused")
         name = name_of(destination)
@@ -199,6 +260,14 @@ def _no_host(
     if implicit and all(not answer.addresses for answer in answers):
         return RouteFailure("5.1.2", f"{destination} has neither MX nor address records")
     return RouteFailure("4.4.4", f"no mail host of {destination} has a usable address")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _failed(destination: str, status: str, text: str) -> Route:

@@ -114,6 +114,11 @@ class Site:
         self.wake()
         return bool(self.tickets)
 
+    def renew(self) -> None:
+        """The way has changed: what waits comes again by the new one."""
+        self._give_up_tickets()
+        self.lines.renew()
+
     def crowded(self, class_: str) -> bool:
         """No more tickets of this class now; a better class is never kept out by a lesser one."""
         most = MOST_TICKETS if self.rule.roll_up else MOST_DESTINATIONS

@@ -54,7 +54,8 @@ def limits_for(rule: ProviderRule, site: str, source: str) -> Limits:
     A provider's name is its site, so its limits span all its hosts. Ceilings and paces have separate namespaces;
     opening and messages are told apart by ``#opening`` and ``#messages``.
     """
-    own, mine = f"{site}/{source or 'any'}", rule.for_source(source)
+    own = f"{site}/{'any' if rule.together else source or 'any'}"
+    mine = rule.for_source(source)
     return Limits(
         connections=(Ceiling(own, mine.connections),),
         opening=_pace(f"{own}#opening", mine.connection_rate),

@@ -15,7 +15,7 @@ r:<lane>:<flow>        zset      destinations by their next time; lane = "<class
 lf:<lane>, v:<lane>    zset,hash flows in turn; virtual times of those outside, ready flows per account
 g:<class>              zset      lanes by the next time worth a look
 dest, sus              hash      destination → provider group; → "<suspended until> <reason>"
-stop                   hash      flow:, account:, campaign:, provider:, source: → "<until or 0> <reason>"
+stop                   hash      flow:, account:, campaign:, provider:, source:, route: → "<until or 0> <reason>"
 w, dead, w:<epoch>     zset,hash workers by lease expiry; buried ones; a worker's items with claim stamp
 workers                hash      epoch → worker's name
 hold, poison           hash      held items with their place; claims that ended without a settle
@@ -34,7 +34,6 @@ bag:<account>          hash      quota in this shard: funded, returned, lapsed, 
                                  first (id of the first event that was paid from it)
 use:<account>, bags    hash,set  "<local day>\\n<origin>" → recipients used; accounts with a bag
 events:{qN}            stream    the events, field "e"
-inbound:{q0}           stream    mail that came back (:mod:`mailqueue.inbound`)
 =====================  ========  ==================================================================================
 
 Quotas have a slot of their own, ``{quota}:``
@@ -65,10 +64,6 @@ def prefix(shard: int) -> str:
 
 def events(shard: int) -> str:
     return f"events:{{q{shard}}}"
-
-
-def inbound() -> str:
-    return "inbound:{q0}"
 
 
 def shard_of(name: str, shards: int) -> int:

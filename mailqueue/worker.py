@@ -235,7 +235,8 @@ class Worker:
         self, wanted: Mapping[str, int], blocked: Collection[str] = (), silent: Collection[str] = (), quantum: int = 500
     ) -> tuple[list[Ticket], float | None, int]:
         """(tickets, seconds until the next look or None = the bell, version of the stops). ``blocked``: lanes
-        ("b:google") without capacity."""
+        ("b:google") without capacity; ``silent``: pools all of whose sources are stopped, or "<class letter> <pool>"
+        where there is no capacity for mail of that class."""
         self._rung.clear()
         words: list[Argument] = [self._ticket_ms, quantum]
         words += [wanted.get(class_, 0) for class_ in keys.CLASS_LETTER]
@@ -279,6 +280,10 @@ class Worker:
     async def stop_sending(self, key: str, until: int, reason: str, event: Event | None = None) -> None:
         """suspend: see lua/stop.lua for the keys; ``until`` Unix ms, 0 = until resumed."""
         await self.shard.run("stop", ["suspend", key, until, reason, event.to_json() if event else b""])
+
+    async def send_again(self, key: str, event: Event) -> None:
+        """resume: the same key."""
+        await self.shard.run("stop", ["resume", key, 0, "", event.to_json()])
 
     async def assign(self, destination: str, group: str) -> None:
         """The destination belongs to this provider group from now on."""

@@ -38,6 +38,7 @@ KINDS = {
     "provider": "provider:<name>",
     "source": "source:<address>",
     "destination": "destination:<domain>",
+    "route": "route:<name>",
 }
 _DOMAIN = re.compile(r"[^\s@:/]{1,253}|\[[0-9A-Za-z.:]+\]")
 
@@ -153,7 +154,7 @@ def stop_key(text: str) -> str:
     match kind:
         case "flow" if value.isascii() and value.isdigit():
             return text
-        case "account" | "provider" if value and not value.isspace():
+        case "account" | "provider" | "route" if value and not value.isspace():
             return text
         case "campaign" if account and slash and campaign:
             return text

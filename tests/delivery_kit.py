@@ -24,6 +24,7 @@ from delivery.metrics import DeliveryMetrics
 from delivery.notify import notify, record_of
 from delivery.resolver import Resolver
 from delivery.router import NextHopPolicy, Router
+from delivery.routes import Routes
 from ipreputation.store import LimitStore
 from mailqueue import scripts
 from mailqueue.events import Event
@@ -87,7 +88,9 @@ def providers(text: str | None = None) -> Providers:
     return Providers.parse(text) if text is not None else Providers.load(path)
 
 
-async def make_engine(queue: Queue, settings: Settings, rules_text: str | None, store: LimitStore) -> Engine:
+async def make_engine(
+    queue: Queue, settings: Settings, rules_text: str | None, store: LimitStore, routes: Routes | None = None
+) -> Engine:
     delivery = settings.delivery
     known = providers(rules_text)
     router = Router(
@@ -99,6 +102,7 @@ async def make_engine(queue: Queue, settings: Settings, rules_text: str | None, 
         own_names={delivery.hostname},
         ipv6=False,
         rng=random.Random(1),
+        routes=routes,
     )
     rules = load_rules()
     judge = Judge(rules, delivery.retry, int(delivery.dsn_window_seconds * 1000))
@@ -126,6 +130,7 @@ async def rig(
     queue: dict[str, Any] | None = None,
     store: bool = False,
     before: Callable[[Queue], Any] | None = None,
+    routes: Routes | None = None,
     **delivery: Any,
 ) -> AsyncIterator[Rig]:
     """``rules``: text of a providers file; ``before``: awaited with the queue before delivery starts."""
@@ -140,7 +145,7 @@ async def rig(
         limits = LimitStore(redis, "test", settings.queue.lease_seconds, on_freed=lambda n: holder[0].limit_freed(n))
         try:
             async with limits:
-                holder.append(await make_engine(opened, settings, rules, limits))
+                holder.append(await make_engine(opened, settings, rules, limits, routes))
                 engine = holder[0]
                 work = asyncio.create_task(engine.run())
                 try:

@@ -83,8 +83,8 @@ def refused(directory: Path, text: str) -> str:
     ("lines", "said"),
     [
         ('name = "x"\nhost = "h.test"', "routes[0]: no mail takes"),
-        ('name = "x"\nhost = "h.test"\nsender_domains = ["a@b"]', 'routes[0].sender_domains[0]: "a@b" is no domain'),
-        ('name = "x"\nhost = "h.test"\nrecipient_domains = ["*"]', "routes[0].recipient_domains[0]"),
+        ('name = "x"\nhost = "h.test"\nsender_domains = ["a@b"]', "routes[0].sender_domains"),
+        ('name = "x"\nhost = "h.test"\nrecipient_domains = ["*"]', "routes[0].recipient_domains"),
         ('name = "x"\nhost = "h h"\naccounts = ["a"]', "routes[0].host"),
         ('name = "x"\nhost = "h.test"\naccounts = ["a"]\ntls = "none"', "routes[0].tls"),
         ('name = "x"\nhost = "8.8.8.8"\naccounts = ["a"]\ntls = "none"', "routes[0].tls"),

@@ -61,7 +61,8 @@ end
 local function claim(class, flow, destination, wanted, most, keep)
   local queue = queue_key(flow, destination)
   local lane = class .. ':' .. group_of(destination)
-  local halted = wanted > 0 and (flow_stop(flow) or stopped('provider:' .. group_of(destination)))
+  local halted = wanted > 0 and (flow_stop(flow, group_of(destination))
+    or stopped('provider:' .. group_of(destination)) or stopped(group_of(destination)))
   if halted then wanted, keep = 0, false end
   local items, messages, last = {}, 0, nil
   local offset, chunk = 0, wanted

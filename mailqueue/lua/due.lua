@@ -2,7 +2,7 @@
 -- destination until its lease runs out; items stay where they are.
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
 -- transactional, wanted bulk, b, b × lane without capacity, p, p × pool all of whose sources are stopped (its flows
--- are looked at again in five seconds).
+-- are looked at again in five seconds) or "<class letter> <pool>" without capacity (in half a second).
 -- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source
 -- stops, then per ticket: class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
@@ -46,7 +46,12 @@ local function ticket(lane, class, group)
     local first = call('ZRANGE', P .. 'lf:' .. lane, 0, 0, 'WITHSCORES')
     if not first[1] or tonumber(first[2]) >= WAIT then return nil end
     local flow = first[1]
-    local till = flow_stop(flow) or (next(silent) and silent[flow_facts(flow)[3]] and now + 5000)
+    local till = flow_stop(flow, group)
+    if not till and next(silent) then
+      local pool = flow_facts(flow)[3] or ''
+      till = silent[pool] and now + 5000
+        or string.sub(group, 1, 6) ~= 'route:' and silent[class .. ' ' .. pool] and now + 500
+    end
     if till then
       leave_turn(lane, flow, first[2])
       call('ZADD', P .. 'lf:' .. lane, till == 0 and PARK or WAIT + till, flow)
@@ -96,7 +101,7 @@ for _, class in ipairs({ 'e', 't', 'b' }) do
   if served then
     for _, lane in ipairs(call('ZRANGEBYSCORE', P .. 'g:' .. class, '-inf', now)) do
       local group = string.sub(lane, 3)
-      local till = stopped('provider:' .. group)
+      local till = stopped('provider:' .. group) or stopped(group)
       if till then
         wake_by(till > now and till or nil)
       elseif not blocked[lane] then

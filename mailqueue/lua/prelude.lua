@@ -380,13 +380,15 @@ local function flow_facts(flow)
   return facts_of[flow]
 end
 
--- The same of a flow, by its id, account and campaign.
-local function flow_stop(flow)
+-- The same of a flow, by its id, account and campaign, and by its pool where that is a smarthost route ("route:<name>"),
+-- but not for destinations of a group that is one: by recipient beats by sender.
+local function flow_stop(flow, group)
   local own = stopped('flow:' .. flow)
   if own or not next(stops) then return own end
   local facts = flow_facts(flow)
   if not facts[1] then return nil end
   return stopped('account:' .. facts[1]) or stopped('campaign:' .. facts[1] .. '/' .. facts[2])
+    or (string.sub(group, 1, 6) ~= 'route:' and stopped(facts[3] or '') or nil)
 end
 
 -- Reads one message's fields from ARGV at `at`; returns the verdict and the next position.

@@ -1,7 +1,7 @@
 -- stop: suspensions, which never touch an item.
 -- KEYS: prefix, events. ARGV: verb, key, until ms (0 = until resumed), reason, event.
 --   verb suspend | resume; key = flow:<id> | account:<name> | campaign:<account>/<name> | provider:<group> |
---   source:<address> | destination:<domain>
+--   source:<address> | destination:<domain> | route:<name> (flows of that pool, and lanes of that group)
 --   verb group, key = <domain>, until = the provider group it belongs to
 --   verb forget, then n × (hash "sus" or "stop", field, value): taken out where it is still so and its time is over
 -- Returns 1, or 0 when there was nothing to resume; forget: how many it took out.

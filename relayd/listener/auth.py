@@ -57,7 +57,6 @@ class AuthVerb(HelloVerbs):
         return await self._judge(mechanism, *credentials)
 
     async def _judge(self, mechanism: str, user: str, password: bytes) -> Reply | None:
-        assert self.around.authenticator is not None
         try:
             account = await self.around.authenticator.verify(user, password, self.address)
         except AuthBusy:

@@ -72,7 +72,7 @@ class Surroundings:
     settings: RelaydSettings
     handler: Hooks
     accounts: Accounts
-    authenticator: Authenticator | None  # None = there is no AUTH here
+    authenticator: Authenticator
     metrics: ListenerMetrics
     register: Register
     volume: Volume
