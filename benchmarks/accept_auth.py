@@ -20,8 +20,8 @@ import orjson
 from benchmarks.guessing import PASSWORD, USER
 from benchmarks.harness import REPOSITORY, Relay, scratch
 from benchmarks.outcome import Outcome, arguments, show
-from relayctl.account import hasher
 from relayctl.instance import certify
+from relayctl.passwords import hasher
 
 SECONDS, RATE = 60.0, 2000.0
 P99_SECONDS = 1.0

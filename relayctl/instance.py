@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from relayctl.account import hasher
+from relayctl.passwords import hasher
 
 USER, SENDER, RECIPIENT = "demo", "notices@gob.test", "persona@gmail.test"
 FIRST_HOST = "127.0.2.1"  # of the sandbox
