@@ -230,6 +230,11 @@ def shrink(dictionary: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=3).compress(dictionary)
 
 
+def expand(compressed: bytes) -> bytes:
+    """What was compressed without a dictionary. ValueError when it is damaged."""
+    return Decoder._decompress(zstandard.ZstdDecompressor(), compressed, MAX_CONTENT)
+
+
 class Decoder:
     """A reader's side: dictionaries by id, at most ``most`` of them."""
 

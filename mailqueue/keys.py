@@ -34,6 +34,7 @@ bag:<account>          hash      quota in this shard: funded, returned, lapsed, 
                                  first (id of the first event that was paid from it)
 use:<account>, bags    hash,set  "<local day>\\n<origin>" → recipients used; accounts with a bag
 events:{qN}            stream    the events, field "e"
+inbound:{q0}           stream    mail that came back (:mod:`mailqueue.inbound`)
 =====================  ========  ==================================================================================
 
 Quotas have a slot of their own, ``{quota}:``
@@ -64,6 +65,10 @@ def prefix(shard: int) -> str:
 
 def events(shard: int) -> str:
     return f"events:{{q{shard}}}"
+
+
+def inbound() -> str:
+    return "inbound:{q0}"
 
 
 def shard_of(name: str, shards: int) -> int:

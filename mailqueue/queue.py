@@ -36,6 +36,8 @@ log = structlog.get_logger("queue")
 class Queue:
     """Made by :meth:`open`. One per process; all shards live on one server (or one Redis Cluster)."""
 
+    facts: server.ServerFacts
+
     def __init__(
         self, settings: QueueSettings, role: str, shards: list[Shard], bells: list[Shard], quota: QuotaSettings
     ) -> None:
@@ -70,7 +72,7 @@ class Queue:
         bells = [Shard(cls._client(settings, timeout=None), number, {}) for number in range(settings.shards)]
         queue = cls(settings, role, shards, bells, quota or QuotaSettings())
         try:
-            await queue._inspect(patience)
+            queue.facts = await server.await_server(shards[0], settings, patience)
         except BaseException:
             await queue._disconnect()
             raise
@@ -80,17 +82,6 @@ class Queue:
     def _client(settings: QueueSettings, timeout: float | None = 10.0) -> aioredis.Redis:
         password = settings.password.get_secret_value() if settings.password else None
         return scripts.connect(settings.url, password, timeout=timeout)
-
-    async def _inspect(self, patience: float) -> None:
-        deadline = asyncio.get_running_loop().time() + patience
-        while True:
-            try:
-                self.facts = await server.inspect_server(self.shards[0], self.settings)
-                return
-            except QueueDown:
-                if asyncio.get_running_loop().time() >= deadline:
-                    raise
-                await asyncio.sleep(0.1)
 
     # ── relayd ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -22,7 +22,7 @@ from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 
 VERBS = (
     *("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop"),
-    *("auth", "accounts", "bag"),
+    *("inbound", "auth", "accounts", "bag"),
 )
 QUOTA_VERBS = ("ledger", "rate")
 Argument = bytes | str | int | float
@@ -111,7 +111,8 @@ class Slot:
                 return await self._execute("EVAL", self._sources[verb], arguments)
         except FOREIGN as error:
             answer = translated(error)
-            if verb != "put" and str(answer).startswith("OOM"):  # passes as mail goes; only new mail is refused
+            # Passes as mail goes; only new mail is refused.
+            if verb not in ("put", "inbound") and str(answer).startswith("OOM"):
                 answer = QueueDown(str(answer))
             raise answer from error
 

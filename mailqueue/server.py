@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from config.schema import redact
@@ -86,3 +87,15 @@ async def inspect_server(shard: Shard, settings: QueueSettings) -> ServerFacts:
     except QueueDown as down:
         raise QueueDown(f"no queue server at {redact(settings.url)}: {down}") from down
     return facts
+
+
+async def await_server(shard: Shard, settings: QueueSettings, patience: float) -> ServerFacts:
+    """:func:`inspect_server`, asked again for ``patience`` seconds while there is no answer."""
+    deadline = asyncio.get_running_loop().time() + patience
+    while True:
+        try:
+            return await inspect_server(shard, settings)
+        except QueueDown:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(0.1)

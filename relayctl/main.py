@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from relayctl import account, auth, config, dkim, events, queue
+from relayctl import account, auth, config, dkim, events, inbound, queue
 from relayctl.up import up
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.add_typer(auth.app, name="auth", help="Failed authentications.")
 app.add_typer(dkim.app, name="dkim", help="Keys that sign mail.")
 app.add_typer(queue.app, name="queue", help="What is queued, and stopping or holding it.")
 app.add_typer(events.app, name="events", help="What became of the mail.")
+app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
 app.command()(up)
 
 if __name__ == "__main__":

@@ -1,21 +1,33 @@
 """What happens to content between the end of data and put: one transaction in, final bytes and envelope out.
 
-The steps are pure functions in files of their own (``trace``, ``headers``); here stands their order.
+Here stands the order of the steps; the steps are pure functions in files of their own. Line ends (``trace``) → header
+(``headers``) → hops → what the sender asks for (``directives``) → as whom (``senders``) → fields out and in
+(``completion``) → long lines (``lines``) → our Received field and DKIM signatures on top. From there on the bytes do
+not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from aiosmtpd.smtp import Envelope as Transaction
 
 from config.settings import AccountSettings
 from mailqueue.message import Envelope, Message
-from relayd import headers, policy, replies, trace
+from relayd import completion, directives, headers, lines, policy, replies, senders, trace
+from relayd.completion import Identity
+from relayd.directives import Directives, Refused
 from relayd.dsn_parameters import dsn_fields
+from relayd.headers import Header
 from relayd.policy import Client
 from relayd.replies import Reply
+from relayd.senders import Author, NotAllowed
+from signing.dkim import Signer
+from signing.return_path import ReturnPaths
+
+UNSIGNED = "unsigned"  # a warning: no key covers the From domain
+_AUTHORS = (b"from", b"sender", b"resent-from", b"resent-sender")  # what senders look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,7 @@ class Terms:
     max_hops: int
     expire_seconds: float
     notice_seconds: float  # 0 = no delay notices
+    feedback_id: str | None = None  # SenderId; None = no Feedback-ID is added
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,78 +51,138 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a message when its bytes are final."""
+
+    id: str
+    body: str
+    smtputf8: bool
+    wanted: Directives
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key material, read at start and on reload. `return_paths` None: no signed return paths."""
+
+    signer: Signer = field(default_factory=Signer)
+    return_paths: ReturnPaths | None = None
+
+
 class Preparation:
     """All that preparing needs beside the transaction itself. Replaced whole on reload."""
 
-    def __init__(self, terms: Terms, new_id: Callable[[str, str | None], str]) -> None:
+    def __init__(self, terms: Terms, keys: Keys, new_id: Callable[[str, str | None], str]) -> None:
         """`new_id`: message id for (account, idempotency key)."""
         self.terms = terms
+        self._keys = keys
         self._new_id = new_id
+        self._identity = Identity(terms.hostname, terms.feedback_id)
 
     def prepare(self, client: Client, transaction: Transaction, now: float) -> Prepared | Reply:
         """Final content and envelope; or the refusal. `now` in Unix seconds."""
-        account = client.account
-        assert account is not None and transaction.mail_from is not None and isinstance(transaction.content, bytes)
-        content = trace.normalise(transaction.content)
+        account, content = client.account, transaction.content
+        assert account is not None and transaction.mail_from is not None and isinstance(content, bytes)
+        if account.max_message_bytes is not None and len(content) > account.max_message_bytes:
+            return replies.TOO_BIG
+        content = trace.normalise(content)
         header = headers.parse(content)
         if header is None:
             return replies.HEADER_TOO_BIG
         if header.hops >= self.terms.max_hops:
             return replies.TOO_MANY_HOPS
-        wanted = headers.directives(header, account)
-        if isinstance(wanted, headers.Refused):
+        wanted = directives.read(content, header, account, now)
+        if isinstance(wanted, Refused):
             return replies.header_refused(wanted.header, wanted.why)
+        author = _author(content, header, account)
+        if isinstance(author, Reply):
+            return author
+        unsigned = not self._keys.signer.covers(author.domain, now)
+        if unsigned and account.unsigned == "refuse":
+            return replies.NOT_SIGNED
         message_id = self._new_id(account.name, wanted.idempotency_key)
+        content = completion.completed(content, header, wanted, account, self._identity, message_id=message_id, now=now)
+        content = lines.broken(content)
+        signatures = b"" if unsigned else self._keys.signer.sign(content, author.domain, now)
+        needs = _needs(content, transaction)
         trace_of = policy.with_utf8(client) if transaction.smtp_utf8 else client
-        field = trace.received(trace_of, self.terms.hostname, message_id, now)
-        content = field + headers.without_own(content, header)
-        body = "7BIT" if content.isascii() else "8BITMIME"  # what it is, whatever BODY= said
-        envelope = self._envelope(account, transaction, wanted, message_id=message_id, body=body, now=now)
-        if transaction.smtp_utf8 and needs_utf8(envelope, content):
-            envelope = replace(envelope, smtputf8=True)
-        return Prepared(Message(envelope, content), wanted.idempotency_key)
+        content = b"".join((trace.received(trace_of, self.terms.hostname, message_id, now), signatures, content))
+        envelope = self._envelope(account, transaction, _Known(message_id, *needs, wanted, now))
+        return Prepared(Message(envelope, content), wanted.idempotency_key, (UNSIGNED,) if unsigned else ())
 
-    def _envelope(
-        self,
-        account: AccountSettings,
-        transaction: Transaction,
-        wanted: headers.Directives,
-        *,
-        message_id: str,
-        body: str,
-        now: float,
-    ) -> Envelope:
-        terms = self.terms
-        dsn = dsn_fields(transaction.mail_options, transaction.rcpt_tos, transaction.rcpt_options)
+    def _envelope(self, account: AccountSettings, transaction: Transaction, known: _Known) -> Envelope:
+        terms, wanted, now = self.terms, known.wanted, known.now
         expire = account.expire_seconds if account.expire_seconds is not None else terms.expire_seconds
+        dsn = dsn_fields(transaction.mail_options, transaction.rcpt_tos, transaction.rcpt_options)
+        recipients = tuple(dict.fromkeys(transaction.rcpt_tos))  # named twice is sent once
+        expires_at = now + expire if wanted.deadline is None else min(now + expire, wanted.deadline)
         return Envelope(
-            id=message_id,
+            id=known.id,
             account=account.name,
             reverse_path=transaction.mail_from or "",
-            recipients=tuple(dict.fromkeys(transaction.rcpt_tos)),  # named twice is sent once
+            recipients=recipients,
             received_at=int(now * 1000),
-            expires_at=int((now + expire) * 1000),
+            expires_at=int(expires_at * 1000),
             class_=wanted.class_ or account.class_,
             campaign=wanted.campaign,
-            pool=account.pool,
+            pool=wanted.pool or account.pool,
             unknown=wanted.unknown or account.unknown,
             notify_after=int((now + terms.notice_seconds) * 1000) if terms.notice_seconds else 0,
-            body=body,
+            body=known.body,
+            smtputf8=known.smtputf8,
             metadata=wanted.metadata,
-            pays=account.metered,
+            dsn=account.dsn,
             ret=dsn.ret,
             envid=dsn.envid,
             notify=dsn.notify,
             orcpt=dsn.orcpt,
+            return_paths=self._return_paths(account, transaction, known.id, len(recipients)),
+            pays=account.metered,
         )
 
+    def _return_paths(
+        self, account: AccountSettings, transaction: Transaction, message_id: str, recipients: int
+    ) -> tuple[str, ...]:
+        """One signed reverse-path per recipient; () when the sender's own serves. Notifications keep their null one."""
+        domain, make = account.return_path, self._keys.return_paths
+        if domain is None or make is None or not transaction.mail_from:
+            return ()
+        return tuple(make.make(message_id, index, domain) for index in range(recipients))
 
-def needs_utf8(envelope: Envelope, content: bytes) -> bool:
-    """Whether a message that came with SMTPUTF8 can only go on with it: many clients say it of everything.
 
-    Multipart content is not searched for header fields of its parts (RFC 6532 §3.3): any 8-bit there counts.
+def _author(content: bytes, header: Header, account: AccountSettings) -> Author | Reply:
+    """Whose message it is, when the account may send as them."""
+    refused = completion.ambiguous(header)
+    if refused is not None:
+        return replies.header_refused(refused.header, refused.why)
+    fields = [one for name in _AUTHORS for one in header.by_name.get(name, ())]
+    author = senders.check(account, ((one.name, headers.raw_body(content, one)) for one in fields))
+    return replies.author_refused(author.header, author.why) if isinstance(author, NotAllowed) else author
+
+
+def _needs(content: bytes, transaction: Transaction) -> tuple[str, bool]:
+    """BODY and SMTPUTF8 that the message needs of its next hops, by what it is: many clients say both of everything.
+
+    Raw UTF-8 in the header is an internationalized message (RFC 6532) even when the client did not say so; other 8-bit
+    octets there are in nobody's character set and travel as they came. Multipart content that came with SMTPUTF8 is
+    not searched for header fields of its parts (§3.3): any 8-bit there counts.
     """
-    head = content.partition(b"\r\n\r\n")[0]
-    if not head.isascii() or (b"multipart/" in head.lower() and not content.isascii()):
-        return True
-    return not all(text.isascii() for text in (envelope.reverse_path, *envelope.recipients, *envelope.orcpt))
+    said = [transaction.mail_from or "", *transaction.rcpt_tos]
+    for options in transaction.rcpt_options:
+        said += options  # ORCPT
+    utf8 = not all(map(str.isascii, said))
+    if content.isascii():
+        return "7BIT", utf8
+    header = content[: content.find(b"\r\n\r\n") + 2]
+    if header.isascii():
+        return "8BITMIME", utf8 or (transaction.smtp_utf8 and b"multipart/" in header.lower())
+    return "8BITMIME", utf8 or transaction.smtp_utf8 or _is_utf8(header)
+
+
+def _is_utf8(octets: bytes) -> bool:
+    try:
+        octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

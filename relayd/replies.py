@@ -93,6 +93,10 @@ NO_ROOM = Reply(452, "4.3.1", "too much mail is coming in at once, try again lat
 QUEUE_DOWN = Reply(451, "4.3.0", "queue not available, try again", "queue_down")
 TOO_MANY_HOPS = Reply(554, "5.4.6", "too many hops, mail is looping", "hops")
 HEADER_TOO_BIG = Reply(552, "5.3.4", "header too big", "header")
+RELAYING_DENIED = Reply(550, "5.7.1", "relaying denied", "relaying")
+NO_SUCH_MAILBOX = Reply(550, "5.1.1", "no such mailbox here", "recipient")
+NOT_SIGNED = Reply(550, "5.7.20", "no DKIM key for the domain of the From address", "unsigned")
+NOT_SEVEN_BIT = Reply(554, "5.6.1", "8-bit content that cannot be converted to 7-bit", "content")
 SEND_CONTENT = Reply(354, "", "end with <CRLF>.<CRLF>")
 
 # TLS and AUTH
@@ -120,6 +124,11 @@ def queued(message_id: str) -> Reply:
 
 def chunk(size: int) -> Reply:
     return Reply(250, "2.0.0", f"{size} octets received")
+
+
+def taken(message_id: str) -> Reply:
+    """Mail that came back, kept."""
+    return Reply(250, "2.0.0", f"taken as {message_id}")
 
 
 def duplicate(message_id: str) -> Reply:
@@ -157,6 +166,10 @@ def over_rate(limit: str, again: str) -> Reply:
 def above_rate(limit: str, count: int) -> Reply:
     """A message that would not fit into an empty minute, hour or day: waiting does not help."""
     return Reply(550, "5.7.1", f"message has {count} recipients, rate limit is {limit}: send it in parts", "rate")
+
+
+def too_many_campaigns(limit: int) -> Reply:
+    return Reply(452, "4.3.1", f"too many campaigns open ({limit}); finish or delete one", "campaigns")
 
 
 def challenge(text: bytes) -> bytes:

@@ -24,9 +24,11 @@ from relayd.handler import Submission, SubmissionHandler
 from relayd.listener.connection import Surroundings, mould
 from relayd.listener.submission import SubmissionSession
 from relayd.metrics import ListenerMetrics
-from relayd.prepare import Preparation, Terms
+from relayd.prepare import Keys, Preparation, Terms
 from relayd.replies import Reply
 from relayd.volume import Volume
+from signing import keys
+from signing.return_path import ReturnPaths
 
 log = structlog.get_logger()
 
@@ -39,20 +41,29 @@ def terms(settings: Settings) -> Terms:
         max_hops=settings.relayd.max_hops,
         expire_seconds=retry.expire_seconds,
         notice_seconds=retry.delay_notice_seconds,
+        feedback_id=settings.signing.feedback_id,
     )
+
+
+def read_keys(settings: Settings) -> Keys:
+    """DKIM keys and the key of return paths; OSError or ValueError names the file that does not serve."""
+    signing = settings.signing
+    return_paths = ReturnPaths.load(signing.return_path_key) if signing.return_path_key else None
+    return Keys(keys.load(signing.directory), return_paths)
 
 
 class Relayd:
     """Everything of one relayd process but its signals, its metrics port and the queue's life."""
 
     def __init__(self, settings: Settings, queue: Submission, registry: CollectorRegistry, book: Book) -> None:
-        """ValueError: accounts that contradict each other."""
+        """ValueError: accounts that contradict each other. OSError or ValueError: a key file that does not serve."""
         self._settings = settings
         self._queue = queue
         self._metrics = ListenerMetrics(registry)
         self._accounts = Accounts(settings.accounts)
         self._authenticator = Authenticator(self._accounts, book)
-        self._handler = SubmissionHandler(queue, Preparation(terms(settings), queue.new_id), self._metrics)
+        self._checked = settings, read_keys(settings)
+        self._handler = SubmissionHandler(queue, self._preparation(*self._checked), self._metrics)
         self._volume = Volume()
         self.doors = Doors(settings.relayd, self._furnish, self._metrics, registry, self._shun)
 
@@ -70,13 +81,16 @@ class Relayd:
         """What a reload would fail of, said before anything is swapped: OSError or ValueError."""
         Accounts(settings.accounts)
         self.doors.check(_own(settings))
+        self._checked = settings, read_keys(settings)
         return []
 
     def reload(self, settings: Settings) -> None:
-        """Accounts, limits and certificates for what comes next; nothing is changed when anything is wrong."""
+        """Accounts, limits, keys and certificates for what comes next; nothing is changed when anything is wrong."""
         self.doors.check(_own(settings))
+        checked, held = self._checked
+        preparation = self._preparation(settings, held if checked is settings else read_keys(settings))
         self._accounts.swap(settings.accounts)
-        self._handler.preparation = Preparation(terms(settings), self._queue.new_id)
+        self._handler.preparation = preparation
         self.doors.reload(settings.relayd, _own(settings))
         self._settings = settings
 
@@ -100,6 +114,9 @@ class Relayd:
         self._authenticator.close()
 
     # -- sessions -------------------------------------------------------------------------------------------------
+
+    def _preparation(self, settings: Settings, held: Keys) -> Preparation:
+        return Preparation(terms(settings), held, self._queue.new_id)
 
     def _furnish(self, settings: RelaydSettings, listener: ListenerSettings, context: ssl.SSLContext | None) -> Build:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,4 @@
-"""Making content final: CRLF line ends and our Received field. Pure bytes; signing (next floor up the road) follows.
-
-Lines over 998 octets pass as they are: breaking them belongs between :func:`normalise` and the signature.
-"""
+"""CRLF line ends and our Received field. Pure bytes."""
 
 from __future__ import annotations
 
@@ -18,15 +15,16 @@ _HELO_LIMIT = 255
 
 
 def normalise(content: bytes) -> bytes:
-    """Every CR, LF and CRLF becomes CRLF: no next hop, however lax, sees a line end that we did not see.
+    """Every CR, LF and CRLF becomes CRLF, and the last line has one: no next hop, however lax, sees a line end that we
+    did not see.
 
     Done after dot-unstuffing, which knows CRLF only, and before the client of the next hop stuffs again: a
     ``LF.LF`` inside is a line of content by then and travels as ``..`` (RFC 5321 §2.3.8, CVE-2024-27305).
     """
     pairs = content.count(b"\r\n")
-    if content.count(b"\n") == pairs == content.count(b"\r"):
-        return content
-    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+    if not content.count(b"\n") == pairs == content.count(b"\r"):
+        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+    return content if content.endswith(b"\r\n") or not content else content + b"\r\n"
 
 
 def date(now: float) -> str:
@@ -42,10 +40,14 @@ def address_literal(address: str) -> str:
 
 
 def received(client: Client, hostname: str, message_id: str, now: float) -> bytes:
-    """Our trace field (RFC 5321 §4.4). What the client called itself is cut to harmless characters."""
-    helo = _UNSAFE.sub("?", client.helo[:_HELO_LIMIT])
+    """Our trace field (RFC 5321 §4.4). What the client called itself is cut to harmless characters.
+
+    ``hide_client``: the from clause, which the grammar wants, names the relay itself.
+    """
+    if client.account is not None and client.account.hide_client:
+        origin = hostname
+    else:
+        origin = f"{_UNSAFE.sub('?', client.helo[:_HELO_LIMIT])} ({address_literal(client.address)})"
     return (
-        f"Received: from {helo} ({address_literal(client.address)})\r\n"
-        f"\tby {hostname} with {client.protocol} id {message_id};\r\n"
-        f"\t{date(now)}\r\n"
+        f"Received: from {origin}\r\n\tby {hostname} with {client.protocol} id {message_id};\r\n\t{date(now)}\r\n"
     ).encode("ascii")

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -19,12 +20,16 @@ from prometheus_client import CollectorRegistry
 from config.settings import Settings
 from mailqueue.events import Event
 from mailqueue.failures import Standing
+from mailqueue.inbound import Returned
 from mailqueue.message import Message, new_id
 from relayd.auth import Book
+from relayd.inbound import Inbound
 from relayd.listener.proxy import SIGNATURE, crc32c
 from relayd.server import Relayd
 
 PASSWORD = "correct horse"
+# Fields that every submission has or gets: content below them arrives as it was sent.
+HEADER = b"From: a@b.example\r\nDate: Sat, 21 Nov 2026 01:25:26 +0000\r\nMessage-ID: <1@b.example>\r\n"
 HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
 
 
@@ -80,13 +85,13 @@ class RecordingQueue:
 
     @property
     def content(self) -> bytes:
-        """Of the only message, without our Received field."""
+        """Of the only message, without our Received field and without HEADER."""
         (message,) = self.messages
         assert message.content.startswith(b"Received: from ")
         rest = message.content
         for _ in range(3):
             rest = rest.partition(b"\r\n")[2]
-        return rest
+        return rest.removeprefix(HEADER)
 
 
 class Forgiving:
@@ -130,15 +135,45 @@ def settings(
 
 
 @dataclass(slots=True)
+class RecordingStore:
+    """Keeps returned mail in a list; `verdict` is the entry's id, `failure` is raised."""
+
+    accepting: bool = True
+    verdict: str = "1-0"
+    failure: Exception | None = None
+    mails: list[Returned] = field(default_factory=list)
+
+    async def keep(self, mail: Returned) -> str:
+        if self.failure is not None:
+            raise self.failure
+        if self.verdict:
+            self.mails.append(mail)
+        return self.verdict
+
+
+def inbound_settings(key: Path, *, listener: dict[str, Any] | None = None, **inbound: Any) -> Settings:
+    """One listener of kind inbound; return paths of bounce.test signed by `key`, and a mailbox."""
+    plain = {"name": "a", "address": "127.0.0.1", "port": 0, "tls": "none", "kind": "inbound"}
+    said = {"domains": ["bounce.test"], "mailboxes": ["abuse@relay.test", "postmaster@relay.test"]}
+    return Settings.model_validate(
+        {
+            "relayd": {"hostname": "relay.test", "listeners": [plain | (listener or {})]},
+            "signing": {"return_path_key": str(key)},
+            "inbound": said | inbound,
+        }
+    )
+
+
+@dataclass(slots=True)
 class House:
-    relayd: Relayd
+    relayd: Relayd | Inbound
     queue: RecordingQueue
     registry: CollectorRegistry
     clients: list[Client] = field(default_factory=list)
 
     @property
     def port(self) -> int:
-        return self.relayd.addresses["a"][1]
+        return self.relayd.doors.addresses["a"][1]
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, {"service": "esmtp_listener", **labels}) or 0.0
@@ -146,7 +181,7 @@ class House:
     async def emptied(self) -> None:
         """No session is left."""
         await self.relayd.doors.emptied(20)
-        assert self.relayd.sessions == 0
+        assert self.relayd.doors.sessions == 0
 
     async def connect(self, source: str = "127.0.0.1", *, header: bytes = b"", tls: bool = False) -> Client:
         """`header` goes before all else, in clear; `tls` = the handshake follows at once."""
@@ -191,7 +226,7 @@ class Client:
         """STARTTLS and the second EHLO."""
         assert (await self.ask("STARTTLS")).startswith("220 ")
         await self.encrypt()
-        assert "AUTH PLAIN LOGIN" in await self.ask("EHLO client.example")
+        assert (await self.ask("EHLO client.example")).startswith("250-relay.test")
 
     async def encrypt(self) -> None:
         """The handshake, whoever the other end is."""
@@ -201,11 +236,12 @@ class Client:
         self.reader._transport = self.writer.transport  # type: ignore[attr-defined]  # missing in 3.11
 
     async def transaction(self, content: str | bytes = "Subject: x\r\n\r\nhi\r\n", to: str = "b@c.example") -> str:
-        """MAIL, RCPT, DATA and content; the last reply."""
+        """MAIL, RCPT, DATA, HEADER (unless there is a From), content; the last reply."""
         for command, code in (("MAIL FROM:<a@b.example>", "250"), (f"RCPT TO:<{to}>", "250"), ("DATA", "354")):
             reply = await self.ask(command)
             assert reply.startswith(code), reply
-        await self.send(content)
+        octets = content.encode("latin-1") if isinstance(content, str) else content
+        await self.send(octets if b"From:" in octets else HEADER + octets)
         await self.send(".\r\n")
         return await self.reply()
 
@@ -230,15 +266,28 @@ async def listening(
     registry = CollectorRegistry()
     queue = queue or RecordingQueue()
     relayd = Relayd(settings_ or settings(), queue, registry, book or Forgiving())
-    await relayd.start()
-    house = House(relayd, queue, registry)
+    async with _open(House(relayd, queue, registry)) as house:
+        yield house
+
+
+@asynccontextmanager
+async def taking_returns(settings_: Settings, store: RecordingStore) -> AsyncIterator[House]:
+    """The inbound process's listeners; the house's queue is one that nothing can reach."""
+    registry = CollectorRegistry()
+    async with _open(House(Inbound(settings_, store, registry), RecordingQueue(), registry)) as house:
+        yield house
+
+
+@asynccontextmanager
+async def _open(house: House) -> AsyncIterator[House]:
+    await house.relayd.start()
     try:
         yield house
     finally:
-        await relayd.stop()
+        await house.relayd.stop()
         for client in house.clients:
             await client.close()
-        assert relayd.sessions == 0
+        assert house.relayd.doors.sessions == 0
         assert house.metric("connection_count") == 0
 
 

@@ -26,7 +26,7 @@ def test_what_came_before_the_end_of_input_is_answered() -> None:
         async with listening() as house:
             client = await house.connect()
             await client.send(
-                b"EHLO x.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nhi\r\n.\r\n"
+                b"EHLO x.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nFrom: a@b.example\r\n\r\nhi\r\n.\r\n"
             )
             client.writer.write_eof()
             assert "250 2.0.0 queued as" in await client.rest()
@@ -42,7 +42,7 @@ def test_the_null_reverse_path_is_the_empty_string_and_names_survive_as_written(
             await client.hello()
             for command in ("MAIL FROM:<>", "RCPT TO:<Jo.E+x@D.example>", "RCPT TO:<Jo.E+x@D.example>", "DATA"):
                 await client.ask(command)
-            await client.ask("hi\r\n.")
+            await client.ask("From: a@b.example\r\n\r\nhi\r\n.")
             (message,) = house.queue.messages
             assert message.envelope.reverse_path == ""
             assert message.envelope.recipients == ("Jo.E+x@D.example",)

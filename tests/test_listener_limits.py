@@ -97,7 +97,7 @@ def test_recipients() -> None:
             answers = [await client.ask(f"RCPT TO:<r{n}@c.example>") for n in range(3)]
             assert answers == ["250 2.1.5 ok"] * 2 + ["452 4.5.3 too many recipients in one transaction"]
             await client.ask("DATA")
-            assert (await client.ask("x\r\n.")).startswith("250 ")
+            assert (await client.ask("From: a@b.example\r\n\r\nx\r\n.")).startswith("250 ")
             assert len(house.queue.messages[0].envelope.recipients) == 2
 
     run(scenario())
@@ -209,7 +209,7 @@ def test_drain_ends_idle_sessions_and_lets_busy_ones_finish() -> None:
             with pytest.raises(ConnectionError):
                 await house.connect()
             await busy.ask("DATA")
-            assert (await busy.ask("x\r\n.")).startswith("250 2.0.0 queued")
+            assert (await busy.ask("From: a@b.example\r\n\r\nx\r\n.")).startswith("250 2.0.0 queued")
             assert await busy.rest() == "421 4.3.2 shutting down, connect again\r\n"
             await drain
             assert len(house.queue.messages) == 1
@@ -233,7 +233,7 @@ def test_drain_waits_for_the_commit_of_a_client_that_has_gone() -> None:
         async with listening(queue) as house:
             client = await under_way(house)
             await client.ask("DATA")
-            await client.send("x\r\n.\r\n")
+            await client.send("From: a@b.example\r\n\r\nx\r\n.\r\n")
             await queue.begun.wait()
             client.reset()
             await house.emptied()

@@ -54,7 +54,7 @@ def test_smtplib_sends_under_tls(certificate: Certificate, mechanism: str, initi
         smtp.user, smtp.password = "user", PASSWORD  # type: ignore[attr-defined]
         code, text = smtp.auth(mechanism, getattr(smtp, f"auth_{mechanism.lower()}"), initial_response_ok=initial)
         assert (code, text) == (235, b"2.7.0 authentication successful")
-        smtp.sendmail("a@b.example", ["c@d.example", "e@f.example"], "Subject: x\n\nhi\n.\n")
+        smtp.sendmail("a@b.example", ["c@d.example", "e@f.example"], "From: a@b.example\nSubject: x\n\nhi\n.\n")
 
     house = in_thread(certificate, conversation)
     assert house is not None
@@ -70,7 +70,7 @@ def test_a_big_message_under_tls(certificate: Certificate) -> None:
     def conversation(smtp: smtplib.SMTP) -> None:
         smtp.login("user", PASSWORD)
         for _ in range(2):
-            smtp.sendmail("a@b.example", ["c@d.example"], "Subject: x\r\n\r\n" + body)
+            smtp.sendmail("a@b.example", ["c@d.example"], "From: a@b.example\r\n\r\n" + body)
 
     house = in_thread(certificate, conversation)
     assert house is not None

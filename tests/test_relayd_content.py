@@ -7,10 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.settings import AccountSettings
-from relayd import headers, policy, trace
+from relayd import completion, directives, headers, policy, trace
+from relayd.directives import Directives, Refused
 from relayd.policy import Client
 
-ACCOUNT = AccountSettings.model_validate({"name": "app", "class": "bulk", "classes": ["transactional"]})
+NOW = 1_795_224_326.7  # Sat, 21 Nov 2026 01:25:26 UTC
+ACCOUNT = AccountSettings.model_validate(
+    {"name": "app", "class": "bulk", "classes": ["transactional"], "pool": "p1", "pools": ["gold"]}
+)
 
 
 def parse(content: bytes) -> headers.Header:
@@ -19,8 +23,9 @@ def parse(content: bytes) -> headers.Header:
     return header
 
 
-def asked(*fields: bytes) -> headers.Directives | headers.Refused:
-    return headers.directives(parse(b"".join(f + b"\r\n" for f in fields) + b"\r\nbody\r\n"), ACCOUNT)
+def asked(*fields: bytes) -> Directives | Refused:
+    content = b"".join(f + b"\r\n" for f in fields) + b"\r\nbody\r\n"
+    return directives.read(content, parse(content), ACCOUNT, NOW)
 
 
 def test_all_directives() -> None:
@@ -30,16 +35,24 @@ def test_all_directives() -> None:
         b"X-Tambo-Unknown: once:24h",
         b"X-TAMBO-IDEMPOTENCY-KEY: order 4711",
         b'X-Tambo-Metadata: {"order":\r\n 4711, "city": "Cusco \xc3\xb1"}',
+        b"X-Tambo-Pool: gold",
+        b"X-Tambo-Deadline: 90m",
         b"Subject: x",
-    ) == headers.Directives(
-        "spring.2026_a-1", "transactional", "once:86400", "order 4711", {"order": 4711, "city": "Cusco ñ"}
+    ) == Directives(
+        campaign="spring.2026_a-1",
+        class_="transactional",
+        pool="gold",
+        unknown="once:86400",
+        deadline=NOW + 5400,
+        idempotency_key="order 4711",
+        metadata={"order": 4711, "city": "Cusco ñ"},
     )
 
 
 def test_nothing_asked_changes_nothing() -> None:
     content = b"Subject: x\r\n\r\nX-Tambo-Campaign: body\r\n"
-    assert headers.directives(parse(content), ACCOUNT) == headers.Directives()
-    assert headers.without_own(content, parse(content)) is content
+    assert directives.read(content, parse(content), ACCOUNT, NOW) == Directives()
+    assert completion.without_own(content, parse(content)) is content
 
 
 @pytest.mark.parametrize(
@@ -59,14 +72,40 @@ def test_nothing_asked_changes_nothing() -> None:
         ([b"X-Tambo-Metadata: [1]"], "X-Tambo-Metadata", "JSON object"),
         ([b"X-Tambo-Metadata: {"], "X-Tambo-Metadata", "JSON object"),
         ([b'X-Tambo-Metadata: {"a":"' + b"x" * 2048 + b'"}'], "X-Tambo-Metadata", "2048"),
-        ([b"X-Tambo-Pool: gold"], "X-Tambo-Pool", "unknown header"),
+        ([b"X-Tambo-Pool: silver"], "X-Tambo-Pool", "not granted"),
+        ([b"X-Tambo-Pool: GOLD"], "X-Tambo-Pool", "1 to 32"),
+        ([b"X-Tambo-Deadline: tomorrow"], "X-Tambo-Deadline", "RFC 5322 date"),
+        ([b"X-Tambo-Deadline: 90"], "X-Tambo-Deadline", "RFC 5322 date"),
+        ([b"X-Tambo-Deadline: 0s"], "X-Tambo-Deadline", "past"),
+        ([b"X-Tambo-Deadline: " + b"9" * 400 + b"d"], "X-Tambo-Deadline", "RFC 5322 date"),
+        ([b"X-Tambo-Deadline: 2026-11-21T08:00:00"], "X-Tambo-Deadline", "RFC 3339"),
+        ([b"X-Tambo-Deadline: 2026-02-30T08:00:00Z"], "X-Tambo-Deadline", "RFC 3339"),
+        ([b"X-Tambo-Deadline: 2026-11-20T20:25:26-05:00"], "X-Tambo-Deadline", "past"),
+        ([b"X-Tambo-Deadline: Fri, 20 Nov 2026 20:25:26 -0500"], "X-Tambo-Deadline", "past"),
+        ([b"X-Tambo-Deadline: 30 Feb 2027 20:25:26 -0500"], "X-Tambo-Deadline", "RFC 5322 date"),
+        ([b"X-Tambo-Priority: 1"], "X-Tambo-Priority", "unknown header"),
     ],
 )
 def test_what_cannot_count_refuses_and_names_the_header(fields: list[bytes], header: str, why: str) -> None:
     refused = asked(b"From: a@b.example", *fields)
-    assert isinstance(refused, headers.Refused)
+    assert isinstance(refused, Refused)
     assert refused.header == header
     assert why in refused.why
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        (b"2026-11-21T01:25:27.700Z", 1), (b"2026-11-20 20:26:26.7-05:00", 60), (b"Fri, 20 Nov 2026 21:25:26 -0500", 3599.3),
+        (b"21 Nov 2026 02:25:26 GMT", 3599.3), (b"2h", 7200), (b"1d12h", 129_600), (b"(comment) 2h", None),
+    ],
+)  # fmt: skip
+def test_deadlines(text: bytes, after: float | None) -> None:
+    read = asked(b"X-Tambo-Deadline: " + text)
+    if after is None:
+        assert isinstance(read, Refused)
+    else:
+        assert isinstance(read, Directives) and read.deadline == pytest.approx(NOW + after)
 
 
 def test_own_fields_leave_and_all_else_stays() -> None:
@@ -74,7 +113,7 @@ def test_own_fields_leave_and_all_else_stays() -> None:
         b"X-Tambo-Campaign: a\r\nSubject: one\r\n two\r\nX-Tambo-Metadata: {\r\n\t}\r\n"
         b"X-Tambo-Class : bulk\r\nX-Tamboril: kept\r\nTo: x\r\nX-Tambo-Unknown: never\r\n\r\nbody\r\n"
     )
-    assert headers.without_own(content, parse(content)) == (
+    assert completion.without_own(content, parse(content)) == (
         b"Subject: one\r\n two\r\nX-Tamboril: kept\r\nTo: x\r\n\r\nbody\r\n"
     )
 
@@ -95,7 +134,7 @@ def test_own_fields_leave_and_all_else_stays() -> None:
 def test_where_the_header_ends(content: bytes, end: int, closed: bool) -> None:
     header = parse(content)
     assert (header.end, header.closed) == (end, closed)
-    assert headers.without_own(content, header) == content[:end] + (b"" if closed else b"\r\n") + content[end:]
+    assert completion.without_own(content, header) == content[:end] + (b"" if closed else b"\r\n") + content[end:]
 
 
 def test_hops_are_counted_in_the_header_only() -> None:
@@ -115,19 +154,19 @@ LINE = st.sampled_from(
 @given(st.lists(LINE, max_size=12))
 def test_removal_leaves_every_other_line_and_no_own_field(lines: list[bytes]) -> None:
     content = b"".join(line + b"\r\n" for line in lines)
-    final = headers.without_own(content, parse(content))
+    final = completion.without_own(content, parse(content))
     again = parse(final)
-    assert again.own == ()
+    assert directives.own(again) == []
     assert again.closed
     assert parse(b"Received: here\r\n" + final).end == again.end + len(b"Received: here\r\n") or final.startswith(
         (b" ", b"\t")
     )
-    assert headers.without_own(final, again) == final
+    assert completion.without_own(final, again) == final
 
 
 def test_received_field() -> None:
     client = Client("10.1.2.3", ACCOUNT, "app(1) <x>;é.example", "ESMTPSA")
-    assert trace.received(client, "relay.test", "abc", 1_795_224_326.7) == (
+    assert trace.received(client, "relay.test", "abc", NOW) == (
         b"Received: from app?1???x???.example ([10.1.2.3])\r\n\tby relay.test with ESMTPSA id abc;\r\n"
         b"\tSat, 21 Nov 2026 01:25:26 +0000\r\n"
     )

@@ -126,7 +126,7 @@ def test_a_client_that_hangs_up_does_not_cancel_the_commit(how: str) -> None:
             await client.hello()
             for command in ("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA"):
                 await client.ask(command)
-            await client.send("x\r\n.\r\n")
+            await client.send("From: a@b.example\r\n\r\nx\r\n.\r\n")
             await queue.begun.wait()
             await client.close() if how == "close" else client.reset()
             assert queue.gate is not None

@@ -69,7 +69,7 @@ def test_mail_reload_and_drain(redis_server: Any, tmp_path: Path) -> None:
         with smtplib.SMTP("127.0.0.1", port) as smtp:
             smtp.ehlo()
             assert smtp.esmtp_features["size"] == "100000"
-            assert smtp.sendmail("a@b.example", ["c@d.example"], "Subject: x\r\n\r\nhi\r\n") == {}
+            assert smtp.sendmail("a@b.example", ["c@d.example"], "From: a@b.example\r\n\r\nhi\r\n") == {}
         path.write_text(FILE.format(url=redis_server.url, size=200_000))
         process.send_signal(signal.SIGHUP)
         told("configuration reloaded")

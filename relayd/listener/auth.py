@@ -57,6 +57,7 @@ class AuthVerb(HelloVerbs):
         return await self._judge(mechanism, *credentials)
 
     async def _judge(self, mechanism: str, user: str, password: bytes) -> Reply | None:
+        assert self.around.authenticator is not None
         try:
             account = await self.around.authenticator.verify(user, password, self.address)
         except AuthBusy:

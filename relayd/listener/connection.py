@@ -72,7 +72,7 @@ class Surroundings:
     settings: RelaydSettings
     handler: Hooks
     accounts: Accounts
-    authenticator: Authenticator
+    authenticator: Authenticator | None  # None = there is no AUTH here
     metrics: ListenerMetrics
     register: Register
     volume: Volume

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import structlog
+from aiosmtpd.smtp import SMTP
 
 from config.settings import AccountSettings
 from relayd import policy, replies
@@ -36,11 +37,13 @@ log = structlog.get_logger()
 class SessionProtocol(Connection):
     """The loop without verbs."""
 
-    verbs: ClassVar[tuple[str, ...]] = ()  # what smtp_* methods there are; set for each concrete class
+    verbs: ClassVar[tuple[str, ...]] = ()  # what smtp_* methods of ours there are; set for each concrete class
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.verbs = tuple(name.removeprefix("smtp_") for name in dir(cls) if name.startswith("smtp_"))
+        names = (name for name in dir(cls) if name.startswith("smtp_"))
+        ours = (name for name in names if getattr(cls, name).__module__ != SMTP.__module__)
+        cls.verbs = tuple(name.removeprefix("smtp_") for name in ours)
 
     def __init__(self, around: Surroundings, arrival: Arrival, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(around, arrival, loop)

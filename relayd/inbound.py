@@ -1,0 +1,156 @@
+"""Composition root of the inbound process: ``python -m relayd.inbound --config PATH``.
+
+Takes returned mail at the listeners of kind inbound. It has no signing key but that of return paths, and no queue: of
+what it takes nothing can go out again. Exit codes as relayd's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from config import logs
+from config.activation import inherited_sockets
+from config.load import ConfigError, Loaded, default_path, load
+from config.process import Service
+from config.reload import Reloader
+from config.settings import ListenerSettings, RelaydSettings, Settings
+from mailqueue.errors import QueueDown, QueueRefused
+from mailqueue.inbound import InboundStore
+from relayd.accounts import Accounts
+from relayd.doors import Build, Doors
+from relayd.listener.connection import Surroundings, mould
+from relayd.listener.inbound import InboundSession
+from relayd.metrics import ListenerMetrics
+from relayd.returning import Addresses, InboundHandler, Store
+from relayd.volume import Volume
+
+log = structlog.get_logger()
+
+
+class Inbound:
+    """Everything of one inbound process but its signals, its metrics port and the store's life."""
+
+    def __init__(self, settings: Settings, store: Store, registry: CollectorRegistry) -> None:
+        """OSError or ValueError: the key of return paths does not serve."""
+        self._settings = settings
+        self._metrics = ListenerMetrics(registry)
+        self._handler = InboundHandler(store, _addresses(settings), settings.relayd.hostname, self._metrics)
+        self._volume = Volume()
+        self.doors = Doors(_limits(settings), self._furnish, self._metrics, registry)
+
+    async def start(self, handed: Iterable[tuple[str, socket.socket]] = ()) -> None:
+        """Listen, all or nothing; OSError or ValueError says why not."""
+        await self.doors.open(_own(self._settings), handed)
+
+    def check(self, settings: Settings) -> list[str]:
+        """What a reload would fail of: OSError or ValueError."""
+        _addresses(settings)
+        self.doors.check(_own(settings))
+        return []
+
+    def reload(self, settings: Settings) -> None:
+        """Addresses, keys, limits and certificates for what comes next; nothing is changed when anything is wrong."""
+        addresses = _addresses(settings)
+        self.doors.reload(_limits(settings), _own(settings))
+        self._handler.addresses, self._handler.hostname = addresses, settings.relayd.hostname
+        self._settings = settings
+
+    async def drain(self) -> None:
+        await self.doors.drain()
+        if not await self._handler.settle(self._settings.queue.put_deadline_seconds):
+            log.warning("mail is still being kept", action="left to the queue's deadline")
+
+    async def stop(self) -> None:
+        """End without waiting for anybody."""
+        await self.doors.stop()
+
+    def _furnish(self, settings: RelaydSettings, listener: ListenerSettings, context: ssl.SSLContext | None) -> Build:
+        loop = asyncio.get_running_loop()
+        around = Surroundings(
+            listener=listener.name,
+            settings=settings,
+            handler=self._handler,
+            accounts=Accounts(),  # nobody's
+            authenticator=None,
+            metrics=self._metrics,
+            register=self.doors,
+            volume=self._volume,
+            mould=mould(self._handler, settings, context, loop),
+        )
+        return lambda arrival: InboundSession(around, arrival, loop)
+
+
+def _own(settings: Settings) -> list[ListenerSettings]:
+    return [listener for listener in settings.relayd.listeners if listener.kind == "inbound"]
+
+
+def _addresses(settings: Settings) -> Addresses:
+    return Addresses.load(settings.inbound, settings.signing.return_path_key)
+
+
+def _limits(settings: Settings) -> RelaydSettings:
+    """relayd's, with the size that returned mail may have."""
+    return settings.relayd.model_copy(update={"max_message_bytes": settings.inbound.max_message_bytes})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="inbound", description="takes returned mail and keeps it")
+    parser.add_argument("--config", type=Path, default=default_path(os.environ), help="TOML file (%(default)s)")
+    path: Path = parser.parse_args(arguments).config
+    try:
+        loaded = load(path, os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    logs.configure(loaded.settings.log, "inbound")
+    try:
+        uvloop.run(serve(path, loaded))
+    except (QueueDown, QueueRefused, OSError, ValueError) as error:
+        log.error("inbound cannot run", error=type(error).__name__, text=str(error))
+        return 1
+    return 0
+
+
+async def serve(path: Path, loaded: Loaded) -> None:
+    """Store, listeners, status port; until SIGTERM; then the drain, and the store last."""
+    settings = loaded.settings
+    for warning in loaded.warnings:
+        log.warning("configuration warning", text=warning)
+    registry = CollectorRegistry()
+    reloader = Reloader(path, os.environ, loaded, log, registry)
+    store = await InboundStore.open(settings.queue, settings.inbound.keep)
+    try:
+        store.watch()
+        inbound = Inbound(settings, store, registry)
+
+        def ready() -> list[str]:
+            return [] if store.accepting else ["the queue server does not accept mail"]
+
+        def take_over(_old: Loaded, new: Loaded) -> None:
+            inbound.reload(new.settings)
+            store.most = new.settings.inbound.keep
+
+        reloader.guard(lambda new: inbound.check(new.settings))
+        reloader.subscribe(take_over)
+        async with Service("inbound", settings.metrics.inbound, registry, ready, reload=reloader.reload) as service:
+            await inbound.start(handed=inherited_sockets())
+            service.started()
+            await service.stop.wait()
+            await inbound.drain()
+    finally:
+        await store.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
