@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -24,6 +24,7 @@ log = structlog.get_logger("accounts")
 class _Index:
     names: dict[str, AccountSettings] = field(default_factory=dict)
     users: dict[str, AccountSettings] = field(default_factory=dict)
+    holders: list[AccountSettings] = field(default_factory=list)
     networks: dict[tuple[int, int, int], AccountSettings] = field(default_factory=dict)  # version, prefix, bits
     prefixes: dict[int, list[int]] = field(default_factory=lambda: {4: [], 6: []})
     taken: dict[int, list[tuple[int, int, str]]] = field(default_factory=lambda: {4: [], 6: []})  # first, last, whose
@@ -53,6 +54,7 @@ class _Index:
         self.names[account.name] = account
         if account.login is not None:
             self.users[account.login] = account
+            self.holders.append(account)
         if sources:
             self.password_networks[account.name] = sources
         for network in networks:
@@ -146,9 +148,9 @@ class Accounts:
         return self.by_name(account.name) or account.model_copy(update={"disabled": True})
 
     @property
-    def password_hashes(self) -> list[str]:
-        """Stored argon2id hashes, for choosing what an unknown user costs."""
-        return [a.password_hash.get_secret_value() for a in self._index.users.values() if a.password_hash is not None]
+    def holders(self) -> Sequence[AccountSettings]:
+        """Accounts with a password, for choosing what an unknown user costs."""
+        return self._index.holders
 
 
 async def follow(changes: Callable[[], AsyncIterator[Stored]], keep: Callable[[Stored], object]) -> None:

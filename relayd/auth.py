@@ -38,7 +38,7 @@ PASSWORD_OCTETS = 1024
 NICE = 5
 T = TypeVar("T")
 
-_FALLBACK = "$argon2id$v=19$m=19456,t=2,p=1$"  # OWASP's figures, when no account has a password
+_FALLBACK = "$argon2id$v=19$m=19456,t=2,p=1$salt$output"  # OWASP's figures, when no account has a password
 
 
 class AuthBusy(Exception):
@@ -164,7 +164,7 @@ class Authenticator:
         """The hashes to try; for a user who has none, as many and as dear as some account's that nobody can match."""
         if account is not None and account.password_hash is not None:
             return list(account.hashes(time.time()))
-        return [self._dummy(user)]
+        return self._dummies(user)
 
     def _may_look(self, network: str) -> bool:
         """Where good clients and guessers share an address the good ones get in; but nobody guesses at the speed of a
@@ -211,13 +211,14 @@ class Authenticator:
         except (Argon2Error, InvalidHashError):
             return False
 
-    def _dummy(self, user: str) -> str:
-        """A hash nobody's password has, with the cost of some account's: the same one each time this user is tried."""
+    def _dummies(self, user: str) -> list[str]:
+        """Hashes nobody's password has, as many and with the cost as some account's: the same each time this user is
+        tried."""
         digest = hmac.digest(self._key, user.encode("utf-8", "surrogateescape"), "sha512")
-        hashes = self._accounts.password_hashes
-        cost = hashes[int.from_bytes(digest[:8], "big") % len(hashes)].rsplit("$", 2)[0] + "$" if hashes else _FALLBACK
+        holders = self._accounts.holders
+        like = holders[int.from_bytes(digest[:8], "big") % len(holders)].hashes(time.time()) if holders else [_FALLBACK]
         salt, output = (base64.b64encode(part).decode("ascii").rstrip("=") for part in (digest[8:24], digest[24:56]))
-        return f"{cost}{salt}${output}"
+        return [f"{one.rsplit('$', 2)[0]}${salt}${output}" for one in like]
 
 
 def _yield_to_the_loop() -> None:

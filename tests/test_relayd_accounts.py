@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from structlog.testing import capture_logs
 
 from config.accounts import AccountSettings
 from mailqueue.accounts import Record, Stored
 from relayd.accounts import Accounts, follow
+from relayd.auth import Authenticator
 from tests.conftest import Certificate
-from tests.listening import HASH, PASSWORD, House, b64, listening, run, settings
+from tests.listening import HASH, PASSWORD, Forgiving, House, b64, listening, run, settings
 from tests.queue_kit import opened
 from tests.test_relayd_main import FILE, relayd
 
@@ -195,3 +197,27 @@ def test_the_process_takes_accounts_over_while_it_runs(redis_server: Any, tmp_pa
             pass
         with pytest.raises(smtplib.SMTPSenderRefused, match="authentication required"):
             mail(port)
+
+
+def test_a_password_in_rotation_counts_and_costs_what_a_stranger_may_cost() -> None:
+    async def scenario() -> None:
+        other = PasswordHasher(1, 8, 1).hash("another password")
+        until = "2100-01-01T00:00:00Z"
+        kept = account("kept", password_hash=other, previous_hash=HASH, previous_until=until)
+        over = account("over", password_hash=other, previous_hash=HASH, previous_until="2020-01-01T00:00:00Z")
+        accounts = Accounts([kept])
+        authenticator = Authenticator(accounts, Forgiving())
+        tried: list[str] = []
+        matches = authenticator._matches
+        authenticator._matches = lambda stored, password: (tried.append(stored), matches(stored, password))[1]  # type: ignore[method-assign,func-returns-value]
+        for password in (PASSWORD, "another password"):
+            assert await authenticator.verify("kept", password.encode(), "127.0.0.1") is kept
+        assert await authenticator.verify("kept", b"wrong", "127.0.0.1") is None
+        assert await authenticator.verify("nobody", b"wrong", "127.0.0.1") is None
+        assert len(tried) == 8
+        accounts.swap([over])
+        assert await authenticator.verify("over", PASSWORD.encode(), "127.0.0.1") is None
+        assert await authenticator.verify("over", b"another password", "127.0.0.1") is over
+        authenticator.close()
+
+    run(scenario())
