@@ -77,6 +77,17 @@ async def flows(shard: Shard) -> list[FlowFacts]:
     return found
 
 
+async def campaigns(shards: Sequence[Shard]) -> dict[str, set[str]]:
+    """Account → its campaigns with mail in the queue. Raises QueueDown."""
+    found: dict[str, set[str]] = {}
+    for shard in shards:
+        for name in await shard.command("HKEYS", shard.prefix + "flow"):
+            words = _text(name).split("\n")
+            if len(words) == 4 and words[2]:
+                found.setdefault(words[1], set()).add(words[2])
+    return found
+
+
 async def summary(shards: Sequence[Shard]) -> Summary:
     """Raises QueueDown."""
     all_flows: list[FlowFacts] = []

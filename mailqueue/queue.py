@@ -15,7 +15,7 @@ import structlog
 
 from config.accounts import AccountSettings
 from config.settings import QueueSettings, QuotaSettings
-from mailqueue import calendar, content, keys, memory, rates, scripts, server
+from mailqueue import calendar, content, inspect, keys, memory, rates, scripts, server
 from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
@@ -115,9 +115,10 @@ class Queue:
         idempotency_key: str | None = None,
         client: str = "",
         account: AccountSettings | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> Verdict:
         """One message, on disk when this returns ``queued``. The id is the caller's and makes a repetition harmless.
-        ``account``: whose rates, term and allowance count; without, there are none.
+        ``account``: whose rates, term and allowance count; without, there are none. ``warnings``: for its event.
 
         Raises QueueDown when the server did not answer within ``put_deadline_seconds``; the message is void then.
         """
@@ -131,7 +132,7 @@ class Queue:
         charge = charge_of(envelope, self.quota.timezone, account)
         if charge is not None and account is not None and outside_term(account, charge.day):
             return Verdict("over_quota", envelope.id, why=term_of(account))
-        entry = prepare(message, self._encoder, key=idempotency_key, client=client, charge=charge)
+        entry = prepare(message, self._encoder, key=idempotency_key, client=client, warnings=warnings, charge=charge)
         if account is not None and (limits := rates.limits(account)):
             at = calendar.moment(envelope.received_at / 1000, self.quota.timezone)
             return await self._put_at_rate(entry, Take(account.name, len(envelope.recipients), limits, at), started)
@@ -177,6 +178,10 @@ class Queue:
                 if asyncio.get_running_loop().time() + 0.1 >= deadline:
                     raise
                 await asyncio.sleep(0.1)
+
+    async def campaigns(self) -> dict[str, set[str]]:
+        """Account → its campaigns with mail in the queue. Raises QueueDown."""
+        return await inspect.campaigns(self.shards)
 
     def emit(self, event: Event) -> None:
         """An event that is no change of state. Dropped when 20,000 wait already."""

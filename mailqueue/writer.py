@@ -97,7 +97,7 @@ class Void:
         return words
 
 
-def received_event(message: Message, client: str) -> Event:
+def received_event(message: Message, client: str, warnings: tuple[str, ...] = ()) -> Event:
     envelope = message.envelope
     return Event(
         kind="received",
@@ -114,6 +114,7 @@ def received_event(message: Message, client: str) -> Event:
         client=client,
         origin=envelope.origin,
         envid=envelope.envid,
+        warnings=warnings,
         pays=envelope.pays,
     )
 
@@ -124,6 +125,7 @@ def prepare(
     *,
     key: str | None = None,
     client: str = "",
+    warnings: tuple[str, ...] = (),
     due: int = 0,
     charge: Charge | None = None,
 ) -> Put:
@@ -137,7 +139,7 @@ def prepare(
         stored=encoder.encode(message),
         flow=keys.flow_name(envelope),
         destinations=tuple(domain_of(recipient) for recipient in envelope.recipients),
-        event=received_event(message, client).to_json(),
+        event=received_event(message, client, warnings).to_json(),
         look_at=min(soonest),
         markers=markers,
         due=due,

@@ -34,8 +34,16 @@ def ambiguous(header: Header) -> Refused | None:
     return Refused("Sender", "given more than once") if len(header.by_name.get(b"sender", ())) > 1 else None
 
 
+def from_outside(content: bytes) -> bytes:
+    """Mail that is no submission: CRLF line ends and no X-Tambo-* field, else as it came. Where the header is too big to
+    be read, its fields stay: nobody takes orders from such mail."""
+    content = trace.normalise(content)
+    header = headers.parse(content)
+    return content if header is None else without_own(content, header)
+
+
 def without_own(content: bytes, header: Header) -> bytes:
-    """Content free of X-Tambo-* fields and no further change; for listeners that take no submissions."""
+    """Content free of X-Tambo-* fields, its header closed."""
     return headers.edited(content, header, sorted(directives.own(header), key=lambda field: field.start))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 import structlog
@@ -21,6 +22,7 @@ from mailqueue.logline import say
 from mailqueue.message import Message
 from mailqueue.writer import Verdict, received_event
 from relayd import policy, replies
+from relayd.campaigns import OpenCampaigns
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
 from relayd.prepare import Preparation
@@ -46,7 +48,9 @@ class Submission(Protocol):
         idempotency_key: str | None = None,
         client: str = "",
         account: AccountSettings | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> Verdict: ...
+    async def campaigns(self) -> Mapping[str, set[str]]: ...
     def emit(self, event: Event) -> None: ...
 
 
@@ -67,6 +71,7 @@ class SubmissionHandler:
         self._queue = queue
         self.preparation = preparation
         self._metrics = metrics
+        self._campaigns = OpenCampaigns(queue.campaigns, time.monotonic)
         self._commits: set[asyncio.Task[Verdict]] = set()
 
     async def handle_MAIL(
@@ -106,12 +111,17 @@ class SubmissionHandler:
             self.rejected(server, envelope, prepared)
             return prepared
         message = prepared.message
+        refused = await self._beyond_campaigns(server.client, message.envelope.campaign)
+        if refused is not None:
+            self.rejected(server, envelope, refused)
+            return refused
         commit = asyncio.get_running_loop().create_task(
             self._queue.put(
                 message,
                 idempotency_key=prepared.idempotency_key,
                 client=server.client.address,
                 account=server.client.account,
+                warnings=prepared.warnings,
             )
         )
         self._commits.add(commit)
@@ -130,10 +140,21 @@ class SubmissionHandler:
             return refusal
         self._metrics.messages.inc()
         if verdict.kind == "queued":
-            say(log, received_event(message, server.client.address))
+            say(log, received_event(message, server.client.address, prepared.warnings))
+            for warning in prepared.warnings:
+                self._metrics.flagged(warning)
         else:
             log.info("duplicate", id=verdict.id, account=message.envelope.account, client=server.client.address)
         return replies.duplicate(verdict.id) if verdict.kind == "duplicate" else replies.queued(verdict.id)
+
+    async def _beyond_campaigns(self, client: Client, campaign: str) -> Reply | None:
+        assert client.account is not None
+        try:
+            admitted = await self._campaigns.admits(client.account, campaign)
+        except QueueDown as error:
+            log.warning("queue down", text=str(error)[:_TEXT_LIMIT])
+            return replies.QUEUE_DOWN
+        return None if admitted else replies.too_many_campaigns(client.account.max_campaigns)
 
     @staticmethod
     def _refusal(verdict: Verdict, count: int) -> Reply:

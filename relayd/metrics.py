@@ -33,6 +33,17 @@ class ListenerMetrics:
             "smtp_server_rejections", "replies that refuse, by reason", ["service", "reason"], registry=registry
         )
         self._by_reason: dict[str, Gauge] = {}
+        self._flags = Gauge(
+            "total_messages_flagged", "messages accepted with a warning", ["service", "warning"], registry=registry
+        )
+        self._by_warning: dict[str, Gauge] = {}
+
+    def flagged(self, warning: str) -> None:
+        """`warning` comes from :mod:`relayd.prepare`, a closed set."""
+        child = self._by_warning.get(warning)
+        if child is None:
+            child = self._by_warning[warning] = self._flags.labels(_SERVICE, warning)
+        child.inc()
 
     def rejected(self, reason: str) -> None:
         """`reason` comes from :mod:`relayd.replies`, a closed set."""

@@ -20,7 +20,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.inbound import Addressee, Returned
 from mailqueue.logline import say
 from mailqueue.message import new_id
-from relayd import policy, replies, trace
+from relayd import completion, policy, replies, trace
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
 from relayd.replies import Reply
@@ -129,7 +129,7 @@ class InboundHandler:
         return replies.taken(mail.id)
 
     def _mail(self, client: Client, transaction: Transaction, now: float) -> Returned:
-        """As it came, with our trace field on top (RFC 5321 §4.4)."""
+        """As it came but for X-Tambo-* fields, with our trace field on top (RFC 5321 §4.4)."""
         assert isinstance(transaction.content, bytes) and transaction.mail_from is not None
         mail_id = new_id()
         addressees = (self.addresses.find(address) for address in dict.fromkeys(transaction.rcpt_tos))
@@ -139,7 +139,7 @@ class InboundHandler:
             reverse_path=transaction.mail_from,
             addressees=tuple(one for one in addressees if isinstance(one, Addressee)),
             client=client.address,
-            content=trace.received(client, self.hostname, mail_id, now) + transaction.content,
+            content=trace.received(client, self.hostname, mail_id, now) + completion.from_outside(transaction.content),
         )
 
     def _kept(self, keeping: asyncio.Task[str]) -> None:

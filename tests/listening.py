@@ -58,13 +58,20 @@ class RecordingQueue:
     messages: list[Message] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, ...]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    open_campaigns: dict[str, set[str]] = field(default_factory=dict)
 
     def new_id(self, account: str, idempotency_key: str | None = None) -> str:
         return new_id()
 
     async def put(
-        self, message: Message, idempotency_key: str | None = None, client: str = "", account: Any = None
+        self,
+        message: Message,
+        idempotency_key: str | None = None,
+        client: str = "",
+        account: Any = None,
+        warnings: tuple[str, ...] = (),
     ) -> Kept:
         self.begun.set()
         if self.gate is not None:
@@ -73,12 +80,18 @@ class RecordingQueue:
             raise self.failure
         self.keys.append(idempotency_key)
         self.clients.append(client)
+        self.warnings.append(warnings)
         if self.verdict == "queued":
             self.messages.append(message)
             self.kept.set()
         if self.refusal is not None:
             return self.refusal
         return Kept(self.verdict, message.envelope.id if self.verdict != "duplicate" else "firstid")
+
+    async def campaigns(self) -> dict[str, set[str]]:
+        if self.failure is not None:
+            raise self.failure
+        return self.open_campaigns
 
     def emit(self, event: Event) -> None:
         self.events.append(event)

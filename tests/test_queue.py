@@ -53,11 +53,11 @@ def test_received_event_tells_the_envelope(shared_redis: Any) -> None:
     async def scenario() -> None:
         async with opened(shared_redis.url) as queue:
             sent = message("a@x.test", "b@y.test", campaign="enero", metadata={"n": 1})
-            await queue.put(sent, client="10.1.2.3")
+            await queue.put(sent, client="10.1.2.3", warnings=("unsigned",))
             (event,) = await events(queue)
             assert event.recipients == ("a@x.test", "b@y.test")
             assert (event.account, event.campaign, event.client) == ("rrhh", "enero", "10.1.2.3")
-            assert event.metadata == {"n": 1}
+            assert (event.metadata, event.warnings) == ({"n": 1}, ("unsigned",))
             assert event.size == len(sent.content)
 
     asyncio.run(scenario())
