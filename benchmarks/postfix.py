@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.harness import REPOSITORY, TOOLS, free_port
@@ -23,19 +24,20 @@ def hindrance() -> str:
 
 
 class Postfix:
-    """``with Postfix(directory, "127.0.2.250:2525") as postfix:`` relays everything to that next hop."""
+    """``with Postfix(directory, "127.0.2.250:2525") as postfix:`` relays everything to that next hop. ``settings`` are
+    further ones of main.cf."""
 
-    def __init__(self, directory: Path, next_hop: str) -> None:
+    def __init__(self, directory: Path, next_hop: str, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.submission = free_port()
         host, _, self._port = next_hop.rpartition(":")
-        self._relayhost = f"[{host}]:{self._port}"
+        self._main = {"relayhost": f"[{host}]:{self._port}", **(settings or {})}
 
     def __enter__(self) -> Postfix:
         for parent in (self.directory.parent, self.directory):
             parent.mkdir(exist_ok=True)
             parent.chmod(parent.stat().st_mode | 0o001)
-        self._run("start", str(self.submission), self._port, f"relayhost={self._relayhost}")
+        self._run("start", str(self.submission), self._port, *(f"{name}={value}" for name, value in self._main.items()))
         return self
 
     def __exit__(self, *_: object) -> None:
