@@ -125,7 +125,7 @@ user {USER}
 password {PASSWORD}
 from {SENDER}
 dsn_notify failure
-dsn_return hdrs
+dsn_return headers
 """
     )
     configuration.chmod(0o600)
