@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from config.addresses import ascii_domain
 
 LONGEST = 8192  # octets of a field body
+LONGEST_LINE = (
+    960  # of one of its lines: one over 998 is broken later (:mod:`relayd.lines`), perhaps inside the address
+)
 _LOCAL_PART_OCTETS = 64  # RFC 5321 §4.5.3.1.1
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-"
 _TOKEN = re.compile(
@@ -79,8 +82,8 @@ def of_path(address: str) -> Mailbox | None:
 
 
 def _unfolded(body: bytes) -> str | None:
-    """None for controls, for CR and LF that fold nothing, and for what is no UTF-8."""
-    if len(body) > LONGEST:
+    """None for controls, for CR and LF that fold nothing, for what is too long, and for what is no UTF-8."""
+    if len(body) > LONGEST or any(len(line) > LONGEST_LINE for line in body.split(b"\r\n")):
         return None
     try:
         text = body.removesuffix(b"\r\n").decode("utf-8")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 from email import message_from_bytes, policy
-from email.utils import getaddresses
+from email.utils import getaddresses, parseaddr
 
 import pytest
+from aiosmtpd.smtp import Envelope
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from config.accounts import AccountSettings
 from config.schema import fit
+from mailqueue.message import new_id
+from relayd.policy import Client
+from relayd.prepare import Keys, Preparation, Terms
+from relayd.replies import Reply
 from relayd.senders import Author, NotAllowed, check, may_use
 
 
@@ -128,6 +133,7 @@ BAD = [
     b" a@[192.0.2.1]",
     b" a%evil.com@evil.com",
     b" a" * 5000 + b" <a@agency.pe>",
+    b" " + b"x" * 955 + b" <b@evil.com.agency.pe>",  # would be broken before ".agency.pe"
 ]
 
 
@@ -213,6 +219,48 @@ def test_no_address_outside_is_allowed(local: str, domain: str) -> None:
     assert not allowed or (domain == "sub.agency.pe" and local)
     behind = f"a@agency.pe{local}"
     assert not may_use(account("agency.pe"), behind) or behind.lower() == "a@agency.pe"
+
+
+LINES = st.sampled_from(
+    [
+        "From: a@agency.pe",
+        "From: evil@evil.com",
+        "from : evil@evil.com",
+        " From: evil@evil.com",
+        "\tx",
+        "Subject: x",
+        "Sender: a@agency.pe",
+        "Resent-From: evil@evil.com",
+        "From",
+        ":",
+        "From\x00: evil@evil.com",
+        "X:" + "y" * 1200 + "From: evil@evil.com",
+        "",
+        " ",
+        "Sender: b@evil.com",
+    ]
+)
+ENDS = st.sampled_from(["\r\n", "\r\n", "\r\n", "\n", "\r"])
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.tuples(LINES, ENDS), max_size=6), st.integers(0, 6))
+def test_no_header_shows_another_author_to_who_reads_the_message_later(parts: list[tuple[str, str]], at: int) -> None:
+    """The whole way of content: what is put has one From, and it is the account's."""
+    parts.insert(at, ("From: a@agency.pe", "\r\n"))
+    transaction = Envelope()
+    transaction.mail_from, transaction.rcpt_tos = "a@agency.pe", ["b@c.example"]
+    transaction.rcpt_options, transaction.smtp_utf8 = [[]], False
+    transaction.content = "".join(line + end for line, end in parts).encode()
+    preparation = Preparation(Terms("relay.test", 10, 50, 60.0, 0.0), Keys(), lambda account, key: new_id())
+    prepared = preparation.prepare(Client("10.1.0.1", account("agency.pe"), "h", "ESMTP"), transaction, 0.0)
+    if isinstance(prepared, Reply):
+        return
+    for how in (policy.SMTPUTF8, policy.compat32):
+        message = message_from_bytes(prepared.message.content, policy=how)
+        assert [parseaddr(str(one))[1] for one in message.get_all("From")] == ["a@agency.pe"]
+        found = [parseaddr(str(one))[1] for name in ("Sender", "Resent-From") for one in message.get_all(name, [])]
+        assert not any("evil" in one for one in found)
 
 
 @settings(max_examples=400, deadline=None)
