@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -51,14 +52,16 @@ class Rates:
     cpu_ms: float
 
 
-def ours(directory: Path, load: Submission) -> tuple[Rates, Outcome]:
-    """One round through the relay, with what must hold of it."""
+def ours(
+    directory: Path, load: Submission, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Rates, Outcome]:
+    """One round through the relay, with what must hold of it. What arrived stays in ``directory``."""
     found = Outcome("path")
     port = free_port(MX)
     roles = ("sandbox", "relayd", "delivery", "maintenance")
     with (
         Sink(directory, MX, port) as sink,
-        Relay(directory / "relay", roles=roles, next_hop_port=port, scenario=SCENARIO) as relay,
+        Relay(directory / "relay", roles=roles, next_hop_port=port, scenario=SCENARIO, settings=settings) as relay,
     ):
         measured = [relay.server, *(relay.processes[role] for role in roles if role != "sandbox")]
         before = sum(process.cpu_seconds() for process in measured)
@@ -71,17 +74,19 @@ def ours(directory: Path, load: Submission) -> tuple[Rates, Outcome]:
     return _rates("tambo", load, accepting, delivering, spent), found
 
 
-def theirs(directory: Path, load: Submission) -> tuple[Rates, dict[str, str]]:
+def theirs(
+    directory: Path, load: Submission, settings: Mapping[str, str] | None = None
+) -> tuple[Rates, dict[str, str]]:
     """One round through Postfix, and its settings."""
-    with Sink(directory, MX, free_port(MX)) as sink, Postfix(directory / "postfix", sink.address) as other:
+    with Sink(directory, MX, free_port(MX)) as sink, Postfix(directory / "postfix", sink.address, settings) as other:
         before = other.cpu_seconds()
         started = time.monotonic()
         accepting = submit(load, f"127.0.0.1:{other.submission}")
         delivering = sink.await_messages(load.messages, load.octets) - started
         other.await_empty()
         spent = other.cpu_seconds() - before
-        settings = other.settings()
-    return _rates("postfix", load, accepting, delivering, spent), settings
+        found = other.settings()
+    return _rates("postfix", load, accepting, delivering, spent), found
 
 
 def _rates(relay: str, load: Submission, accepting: float, delivering: float, spent: float) -> Rates:

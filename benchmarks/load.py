@@ -133,13 +133,27 @@ class Sink:
                 )
 
     def _starts(self) -> Iterator[int]:
-        if not self.size():
-            return
-        with self.dump.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            at = 0 if text[: len(START)] == START else -1
-            while at >= 0:
-                yield at
-                at = text.find(b"\n" + START, at) + 1 or -1
+        return _starts(self.dump)
+
+
+def contents(dump: Path) -> Iterator[bytes]:
+    """Each message of a dump as it arrived, CRLF line ends, with smtp-sink's own fields on top."""
+    starts = [*_starts(dump), dump.stat().st_size]
+    with dump.open("rb") as file:
+        for start, end in pairwise(starts):
+            file.seek(start)
+            yield file.read(end - start).replace(b"\n", b"\r\n")
+
+
+def _starts(dump: Path) -> Iterator[int]:
+    """Where each message begins."""
+    if not dump.exists() or not dump.stat().st_size:
+        return
+    with dump.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        at = 0 if text[: len(START)] == START else -1
+        while at >= 0:
+            yield at
+            at = text.find(b"\n" + START, at) + 1 or -1
 
 
 def numbered(what: Submission) -> Counter[str]:

@@ -65,7 +65,7 @@ class Milter:
         command = [str(TOOLS / "opendkim"), "-f", "-x", str(self._configuration)]
         self.process = Process("opendkim", command, directory / "opendkim.log")
         # tempfail: no mail may pass unsigned when the milter is slow.
-        self.settings = (f"smtpd_milters=unix:{self.socket}", "milter_default_action=tempfail")
+        self.settings = {"smtpd_milters": f"unix:{self.socket}", "milter_default_action": "tempfail"}
 
     def __enter__(self) -> Milter:
         self._configuration.write_text(self.text)
