@@ -17,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
@@ -144,33 +145,41 @@ class Signer:
         if not keys:
             return b""
         header, body = canonical.split(content)
-        names, data = covered(header)
-        digest = _base64(canonical.body_hash(body))
-        lines = [*_folded(names, ":"), f"bh={digest};"]
+        named, data = covered(header)
+        lines = (*named, f"bh={_base64(canonical.body_hash(body))};")
         return b"".join(_signature(key, lines, data, int(now)) for key in keys)
 
 
-def covered(header: bytes) -> tuple[list[str], bytes]:
-    """Names for h= in order, and the canonical fields that they stand for (of several, the lowest first: §5.4.2)."""
+def covered(header: bytes) -> tuple[tuple[str, ...], bytes]:
+    """The lines of h=, and the canonical fields that it names (of several of a name the lowest comes first: §5.4.2)."""
     present: dict[bytes, list[bytes]] = {}
     for lower, value in canonical.fields(header):
         if lower in _NAMES:
             present.setdefault(lower, []).append(value)
-    names: list[str] = []
-    data: list[bytes] = []
-    for lower, name in _NAMES.items():
-        values = present.get(lower, [])
-        data.extend(canonical.relaxed_field(lower, value) for value in reversed(values))
-        names.extend([name] * (len(values) + (name in _SEALED)))
-    return names, b"".join(data)
+    data = [canonical.relaxed_field(lower, value) for lower, values in present.items() for value in reversed(values)]
+    return _named(tuple((lower, len(values)) for lower, values in present.items())), b"".join(data)
 
 
-def _signature(key: Key, lines: list[str], data: bytes, now: int) -> bytes:
+@lru_cache(maxsize=1024)
+def _named(present: tuple[tuple[bytes, int], ...]) -> tuple[str, ...]:
+    """Lines of h= for (name, occurrences): one of each more where a field is sealed, then sealed ones that are absent.
+
+    Kept, since the messages of one system mostly have the same fields in the same order.
+    """
+    words: list[str] = []
+    for lower, count in present:
+        words.extend([_NAMES[lower]] * (count + (_NAMES[lower] in _SEALED)))
+    absent = _SEALED.difference(_NAMES[lower] for lower, _ in present)
+    words.extend(name for name in SEALED if name in absent)
+    return tuple(_folded(words, ":"))
+
+
+def _signature(key: Key, lines: tuple[str, ...], data: bytes, now: int) -> bytes:
     """One field. Its folds are CRLF TAB, which relaxed form reads as one space; b= comes last and is empty when
     signed (§3.7)."""
     first = f" v=1; a={key.algorithm}; c=relaxed/relaxed;"
-    named = _folded([f"d={key.domain};", f"s={key.selector};", f"t={now};"], " ", prefix="", last="")
-    parts = [first, *named, *lines, "b="]
+    where = _folded([f"d={key.domain};", f"s={key.selector};", f"t={now};"], " ", prefix="", last="")
+    parts = [first, *where, *lines, "b="]
     own = f"dkim-signature:{' '.join(parts).strip()}".encode("ascii")
     signature = _base64(key.sign(data + own))
     step = LINE - 4
