@@ -180,10 +180,10 @@ class SubmissionHandler:
             await asyncio.wait(set(self._commits), timeout=timeout)
         return not self._commits
 
-    def rejected(self, server: Submitter, transaction: Transaction, reply: Reply, recipient: str = "") -> None:
+    def rejected(self, server: Submitter, transaction: Transaction, reply: Reply, recipient: str | None = None) -> None:
         """Events for a refusal after MAIL, one per recipient concerned; bounded per session."""
         client = server.client
-        for one in (recipient,) if recipient else dict.fromkeys(transaction.rcpt_tos):
+        for one in (recipient,) if recipient is not None else dict.fromkeys(transaction.rcpt_tos):
             if server.rejected_events >= REJECTED_EVENTS:
                 return
             server.rejected_events += 1

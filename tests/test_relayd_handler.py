@@ -164,6 +164,18 @@ def test_rejected_events_are_bounded_per_session() -> None:
     run(scenario())
 
 
+def test_an_empty_path_that_is_refused_is_no_word_about_those_accepted() -> None:
+    async def scenario() -> None:
+        async with listening() as house:
+            client = await house.connect()
+            await client.hello()
+            for command in ("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "RCPT TO:<>"):
+                await client.ask(command)
+            assert [(event.kind, event.recipient) for event in house.queue.events] == [("rejected", "")]
+
+    run(scenario())
+
+
 def test_the_reverse_path_lies_within_the_senders() -> None:
     async def scenario() -> None:
         base = settings()

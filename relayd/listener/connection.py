@@ -39,7 +39,7 @@ class Register(Protocol):
 class Hooks(Protocol):
     """What the sessions call of a handler by themselves; its handle_* methods aiosmtpd finds by name."""
 
-    def rejected(self, server: Any, transaction: Any, reply: Reply, recipient: str = "") -> None: ...
+    def rejected(self, server: Any, transaction: Any, reply: Reply, recipient: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
