@@ -15,6 +15,7 @@ import structlog
 from aiosmtpd.smtp import Envelope as Transaction
 from aiosmtpd.smtp import Session
 
+from config.addresses import ascii_domain
 from config.settings import InboundSettings
 from mailqueue.errors import QueueDown
 from mailqueue.inbound import Addressee, Returned
@@ -25,7 +26,7 @@ from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
 from relayd.replies import Reply
 from relayd.volume import Share
-from signing.return_path import Reference, ReturnPaths
+from signing.return_path import ReturnPaths
 
 MOST_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8 wants no less; a returned mail has one
 _TEXT_LIMIT = 320
@@ -62,18 +63,19 @@ class Addresses:
         domains = frozenset(domain.lower() for domain in inbound.domains)
         return cls(domains, inbound.mailboxes, ReturnPaths.load(key) if key and domains else None)
 
-    def find(self, path: str) -> Addressee | Reply:
+    def find(self, path: str, utf8: bool = False) -> Addressee | Reply:
         """The addressee, or why it is none. ``Postmaster`` without a domain is ours when we have one (RFC 5321 §4.5.1)."""
         if "@" not in path:
             own = [box for box in self.mailboxes if box.startswith("postmaster@")]
             return Addressee(own[0]) if own and path.lower() == "postmaster" else replies.NO_SUCH_MAILBOX
-        if (refusal := policy.check_recipient(path)) is not None:
+        if (refusal := policy.check_recipient(path, utf8)) is not None:
             return refusal
         if path.lower() in self.mailboxes:
             return Addressee(path)
-        domain = path.rpartition("@")[2].lower()
+        local, _, domain = path.rpartition("@")
+        domain = domain.lower() if domain.isascii() else ascii_domain(domain)
         if domain in self.domains:
-            found: Reference | None = self.paths.read(path) if self.paths is not None else None
+            found = self.paths.read(f"{local}@{domain}") if self.paths is not None else None
             return replies.NO_SUCH_MAILBOX if found is None else Addressee(path, found.id, found.index)
         known = any(domain == box.rpartition("@")[2] for box in self.mailboxes)
         return replies.NO_SUCH_MAILBOX if known else replies.RELAYING_DENIED
@@ -92,7 +94,7 @@ class InboundHandler:
     async def handle_MAIL(
         self, server: Receiver, session: Session, envelope: Transaction, address: str, options: list[str]
     ) -> Reply:
-        refusal = policy.check_reverse_path(address)
+        refusal = policy.check_reverse_path(address, envelope.smtp_utf8)
         if refusal is None and not self._store.accepting:
             refusal = replies.NOT_ACCEPTING
         if refusal is not None:
@@ -105,7 +107,7 @@ class InboundHandler:
     ) -> Reply:
         if len(envelope.rcpt_tos) >= MOST_RECIPIENTS:
             return replies.TOO_MANY_RECIPIENTS
-        found = self.addresses.find(address)
+        found = self.addresses.find(address, envelope.smtp_utf8)
         if isinstance(found, Reply):
             return found
         envelope.rcpt_tos.append(address)
@@ -131,8 +133,9 @@ class InboundHandler:
     def _mail(self, client: Client, transaction: Transaction, now: float) -> Returned:
         """As it came but for X-Tambo-* fields, with our trace field on top (RFC 5321 §4.4)."""
         assert isinstance(transaction.content, bytes) and transaction.mail_from is not None
-        mail_id = new_id()
-        addressees = (self.addresses.find(address) for address in dict.fromkeys(transaction.rcpt_tos))
+        mail_id, utf8 = new_id(), transaction.smtp_utf8
+        client = policy.with_utf8(client) if utf8 else client
+        addressees = [self.addresses.find(address, utf8) for address in dict.fromkeys(transaction.rcpt_tos)]
         return Returned(
             id=mail_id,
             at=int(now * 1000),
@@ -157,5 +160,5 @@ class InboundHandler:
             await asyncio.wait(set(self._under_way), timeout=timeout)
         return not self._under_way
 
-    def rejected(self, server: Receiver, transaction: Transaction, reply: Reply, recipient: str = "") -> None:
+    def rejected(self, server: Receiver, transaction: Transaction, reply: Reply, recipient: str | None = None) -> None:
         """Refusals are counted where they are said. No events: anybody on the Internet may cause them."""

@@ -149,6 +149,34 @@ def test_a_reload_takes_new_keys_and_a_bad_one_keeps_the_old(key: Path) -> None:
     run(scenario())
 
 
+def test_international_addresses(key: Path) -> None:
+    async def scenario() -> None:
+        store = RecordingStore()
+        path = ReturnPaths.load(key).make(ID, 7, "xn--bcher-kva.test")
+        own = inbound_settings(key, domains=["xn--bcher-kva.test"])
+        async with taking_returns(own, store) as house:
+            client = await house.connect()
+            await client.hello()
+            assert "SMTPUTF8" in await client.ask("EHLO x")
+            assert await client.ask("MAIL FROM:<büro@ñandú.test>".encode().decode("latin-1")) != "250 2.1.0 ok"
+            await client.send("MAIL FROM:<büro@ñandú.test> SMTPUTF8\r\n".encode())
+            assert await client.reply() == "250 2.1.0 ok"
+            said = [f"{path.partition('@')[0]}@bücher.test", "büro@bücher.test", "büro@ñandú.test", f"{'ｂ'}{path[1:]}"]
+            replies = []
+            for to in said:
+                await client.send(f"RCPT TO:<{to}>\r\n".encode())
+                replies.append((await client.reply())[:9])
+            assert replies == ["250 2.1.5", "550 5.1.1", "550 5.7.1", "550 5.1.1"]
+            await client.ask("DATA")
+            assert (await client.ask("x\r\n.")).startswith("250 ")
+            (mail,) = store.mails
+            assert mail.reverse_path == "büro@ñandú.test"
+            assert mail.addressees == (Addressee(said[0], ID, 7),)
+            assert b"with UTF8SMTP id" in mail.content
+
+    run(scenario())
+
+
 # -- the store ------------------------------------------------------------------------------------------------------
 
 
