@@ -74,8 +74,6 @@ def cases() -> Iterator[Case]:
             for false_end in false_ends:
                 if verb == "DATA" and REAL_END in false_end:
                     continue  # that is the end
-                if verb == "DATA" and place == "first" and false_end.startswith(REAL_END[2:]):
-                    continue
                 number = next(numbers)
                 yield Case(number, verb, false_end, place, _wire(number, verb, false_end, place))
 
@@ -84,11 +82,11 @@ def _wire(number: int, verb: str, false_end: bytes, place: str) -> bytes:
     smuggled = (
         f"MAIL FROM:<evil@x.test>\r\nRCPT TO:<victim-{number}@next.test>\r\nDATA\r\nSubject: second\r\n\r\nsecond"
     ).encode()
-    head = b"Subject: first\r\n\r\nfirst"
+    head = b"From: a@b.test\r\nSubject: first\r\n\r\nfirst"
     content = {
         "body": head + false_end + smuggled,
-        "header": b"Subject: first" + false_end + smuggled,
-        "first": false_end + smuggled,
+        "header": b"From: a@b.test\r\nSubject: first" + false_end + smuggled,
+        "first": head.removesuffix(b"first") + false_end + smuggled,
         "last": head + b"\r\n" + smuggled + false_end,
     }[place]
     return content + REAL_END if verb == "DATA" else content
@@ -218,19 +216,15 @@ async def submit(client: Client, case: Case) -> str:
     return await client.reply()
 
 
-async def submit_all(house: House) -> list[Case]:
-    """The cases that were accepted; every one is answered by exactly one reply, and the session goes on."""
-    client, accepted = await house.connect(), []
+async def submit_all(house: House) -> None:
+    """Every case is answered by exactly one reply, and the session goes on."""
+    client = await house.connect()
     await client.hello()
     for case in CASES:
         reply = await submit(client, case)
-        assert reply.startswith(("250 ", "550 ")), (case, reply)
-        assert reply.startswith("250 ") or case.place in ("header", "first"), (case, reply)
-        if reply.startswith("250 "):
-            accepted.append(case)
+        assert reply.startswith("250 2.0.0 queued as "), (case, reply)
     assert await client.ask("QUIT") == "221 2.0.0 bye"
     assert await client.rest() == ""
-    return accepted
 
 
 async def pass_on(port: int, items: list[Any]) -> None:
@@ -251,17 +245,17 @@ def test_each_submission_is_one_message_at_the_end(kind: str, directory: Path, s
         async with sink() as end, NextHop(kind, directory, end.port) as next_hop, opened(shared_redis.url) as queue:
             terms = settings(max_commands=100_000, max_errors=10_000)
             async with listening(cast(Any, queue), terms) as house:
-                accepted = await submit_all(house)
+                await submit_all(house)
             async with working(queue) as worker:
                 items = await claim_all(worker, most=10_000)
-                assert sorted(item.recipient for item in items) == sorted(case.recipient for case in accepted)
+                assert sorted(item.recipient for item in items) == sorted(case.recipient for case in CASES)
                 for item in items:
                     content = item.message.content
                     assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
                 await pass_on(next_hop.port, items)
             await next_hop.deliver()
-            await end.quiet(len(accepted))
-            assert end.count() == Counter(case.recipient for case in accepted)
+            await end.quiet(len(CASES))
+            assert end.count() == Counter(case.recipient for case in CASES)
             for recipients, content in end.messages:
                 number = recipients[0].removeprefix("case-").removesuffix("@next.test")
                 assert f"RCPT TO:<victim-{number}@next.test>".encode() in content
