@@ -199,7 +199,7 @@ class Doors:
         return self.census.join(listener, self._settings.max_connections, most_of_listener)
 
     def claim(self, address: str) -> Reply | None:
-        return self._shun(address) or self.census.name(address, self._settings.max_connections_per_address)
+        return self._shun(address) or self.census.claim(address, self._settings.max_connections_per_address)
 
     def joined(self, session: Connection) -> None:
         self._sessions.add(session)

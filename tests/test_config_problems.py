@@ -101,6 +101,37 @@ CASES = {
             'relayd.listeners[1].name: "B" is not allowed; allowed: text like ^[a-z0-9-]{1,32}$',
         ],
     ),
+    "no TLS where the outside could come in": (
+        '[[relayd.listeners]]\nname = "a"\naddress = "0.0.0.0"\nallow_public = true\ntls = "none"\n'
+        '[[relayd.listeners]]\nname = "b"\naddress = "0.0.0.0"\nallow_public = true\ntls = "none"\ninterface = "ipsec0"\n',
+        [
+            'relayd.listeners[0].tls: "none" is for networks that are trusted: '
+            "not with allow_public = true, unless interface names the way in",
+        ],
+    ),
+    "one address and port on two interfaces, balancers": (
+        (LISTENER + 'tls = "none"\ninterface = "ipsec0"\nproxy_from = ["10.0.0.0/8", "8.8.8.8", "10.1.1.1"]\n')
+        + (LISTENER + 'tls = "none"\ninterface = "ipsec1"\n').replace('"vpn"', '"other"')
+        + (LISTENER + 'tls = "none"\ninterface = "ipsec1"\n').replace('"vpn"', '"third"'),
+        [
+            'relayd.listeners[2].port: "127.0.0.1 port 587 on ipsec1" is already that of relayd.listeners[1].port',
+            'relayd.listeners[0].proxy_from[0]: "10.0.0.0/8" is too broad; allowed: IPv4 /16 or longer, IPv6 /48 or longer',
+            'relayd.listeners[0].proxy_from[1]: "8.8.8.8" is a public network; '
+            "allowed: private, loopback, link-local or shared ones",
+        ],
+    ),
+    "inbound without anybody to take mail for": (
+        LISTENER + 'tls = "none"\nkind = "inbound"\n',
+        ["inbound.domains: missing; a listener of kind inbound takes mail for domains or mailboxes only"],
+    ),
+    "inbound without a key": (
+        LISTENER + 'tls = "none"\nkind = "inbound"\n[inbound]\ndomains = ["bounce.test"]\n',
+        ["signing.return_path_key: missing; without it no return path of inbound.domains can be verified"],
+    ),
+    "a mailbox is an address": (
+        '[inbound]\nmailboxes = ["abuse"]\n',
+        ['inbound.mailboxes[0]: "abuse" is not allowed: write an address, for instance abuse@agency.pe'],
+    ),
     "addresses": (
         '[metrics]\ndelivery = "0.0.0.0:9126"\nrelayd = "localhost:1"\n[delivery]\nnameservers = ["dns:53"]\n'
         '[[delivery.pools]]\nname = "default"\nsources = [{address = "10.0.0.9-10.0.0.1"}, {address = "10.0.0.0-10.1.0.0"}]\n',

@@ -7,6 +7,7 @@ import socket
 import ssl
 
 import pytest
+import structlog
 
 from relayd.listener import gate
 from tests.conftest import Certificate
@@ -223,6 +224,21 @@ def test_a_balancer_without_a_header_is_closed(
             assert await silence(client) == b""
             await gone(house)
             assert house.metric("smtp_server_rejections", reason="proxy") == 1
+
+    run(scenario())
+
+
+def test_a_balancer_that_only_looks_whether_we_live_is_no_news(certificate: Certificate) -> None:
+    async def scenario() -> None:
+        async with listening(settings_=settings(listener=proxy(certificate, "none"))) as house:
+            with structlog.testing.capture_logs() as logs:
+                for sent in (b"", proxied("127.0.0.1")[:20]):
+                    client = await house.connect(BALANCER)
+                    await client.send(sent)
+                    await client.close()
+                    await asyncio.sleep(0.05)
+            refused = [each for each in logs if each["event"] == "proxy header refused"]
+            assert [each["log_level"] for each in refused] == ["debug", "warning"]
 
     run(scenario())
 

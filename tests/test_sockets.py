@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import smtplib
 import socket
 import ssl
 import subprocess
@@ -21,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from config.activation import inherited_sockets
 from config.settings import ListenerSettings
 from relayd.sockets import assign, bind, tls_context
-from tests.conftest import REPOSITORY, Certificate
+from tests.conftest import REPOSITORY, Certificate, RedisServer
 from tests.listening import listening, run, settings
 
 
@@ -140,6 +141,47 @@ def test_mail_comes_in_by_a_socket_of_systemds() -> None:
             assert (await client.transaction()).startswith("250 ")
 
     run(scenario())
+
+
+PROCESS = """\
+[queue]
+url = "{url}"
+[[relayd.listeners]]
+name = "a"
+address = "127.0.0.1"
+port = 0
+tls = "none"
+[metrics]
+relayd = ""
+"""
+
+
+@pytest.mark.parametrize("name", ["a", "other"])
+def test_the_process_takes_over_from_systemd(name: str, redis_server: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "tambo.toml").write_text(PROCESS.format(url=redis_server.url))
+    with opened() as given:
+        # The shell puts the socket at descriptor 3, as systemd does, and knows the process's own id.
+        script = f'exec 3<&{given.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name} exec "$@"'
+        command = [sys.executable, "-m", "relayd", "--config", str(tmp_path / "tambo.toml")]
+        process = subprocess.Popen(
+            ["bash", "-c", script, "bash", *command],
+            cwd=REPOSITORY, pass_fds=[given.fileno()], stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if '"listening"' in line or '"error"' in line)
+            if name == "a":
+                assert '"inherited":true' in said.replace(" ", "")
+                with smtplib.SMTP(*given.getsockname()) as smtp:
+                    assert smtp.noop()[0] == 250
+            else:
+                assert "the socket other of the service manager" in said
+                assert process.wait(20) == 1
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
 
 
 # -- interface ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import structlog
 
 from relayd import replies
 from relayd.listener.connection import HANDSHAKE_SECONDS, Arrival, Connection
-from relayd.listener.proxy import Header, Malformed
+from relayd.listener.proxy import Header, Malformed, Unsaid
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
 
@@ -48,7 +48,7 @@ class Census:
         self._by_listener[listener] += 1
         return None
 
-    def name(self, address: str, most_per_address: int) -> Reply | None:
+    def claim(self, address: str, most_per_address: int) -> Reply | None:
         """Count a joined connection to its client, or the refusal."""
         if self._by_address[address] >= most_per_address:
             return replies.TOO_MANY_FROM_ADDRESS
@@ -189,7 +189,8 @@ class Gate(asyncio.Protocol):
         except (Malformed, OSError, TimeoutError) as error:
             why = "no header in time" if isinstance(error, TimeoutError) else str(error)
             self._metrics.rejected("proxy")
-            log.warning("proxy header refused", listener=self._door.name, balancer=peer, why=why)
+            told = log.debug if isinstance(error, Unsaid) else log.warning  # how balancers see whether we live
+            told("proxy header refused", listener=self._door.name, balancer=peer, why=why)
             return None
         if named is None:
             return Arrival(peer, known=False, tls=tls)
@@ -201,7 +202,7 @@ class Gate(asyncio.Protocol):
         while header.lacks:
             octets = await self._loop.sock_recv(connection, header.lacks)
             if not octets:
-                raise Malformed("the connection ended before it")
+                raise Unsaid("the connection ended at once") if header.untouched else Malformed("cut off")
             header.feed(octets)
         return header.address
 

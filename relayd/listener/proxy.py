@@ -23,6 +23,10 @@ class Malformed(Exception):
     """Not a header that we take; the text says what is wrong, for the log."""
 
 
+class Unsaid(Malformed):
+    """Not one octet came."""
+
+
 class Header:
     """One connection's header under way."""
 
@@ -30,6 +34,10 @@ class Header:
         self._octets = bytearray()
         self.lacks = _FIXED.size  # 0 = whole
         self.address: str | None = None  # the client's; None = the balancer speaks for itself or does not know
+
+    @property
+    def untouched(self) -> bool:
+        return not self._octets
 
     def feed(self, octets: bytes) -> None:
         """At most ``lacks`` octets. Raises Malformed as soon as it shows."""
