@@ -2,8 +2,8 @@
 
 Here stands the order of the steps; the steps are pure functions in files of their own. Line ends (``trace``) → header
 (``headers``) → hops → what the sender asks for (``directives``) → as whom (``senders``) → fields out and in
-(``completion``) → long lines (``lines``) → our Received field and DKIM signatures on top. From there on the bytes do
-not change.
+(``completion``) → 7-bit where the account wants it (``sevenbit``) → long lines (``lines``) → our Received field and DKIM
+signatures on top. From there on the bytes do not change.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from aiosmtpd.smtp import Envelope as Transaction
 
 from config.settings import AccountSettings
 from mailqueue.message import Envelope, Message
-from relayd import completion, directives, headers, lines, policy, replies, senders, trace
+from relayd import completion, directives, headers, lines, policy, replies, senders, sevenbit, trace
 from relayd.completion import Identity
 from relayd.directives import Directives, Refused
 from relayd.dsn_parameters import dsn_fields
 from relayd.headers import Header
+from relayd.mime import Malformed
 from relayd.policy import Client
 from relayd.replies import Reply
 from relayd.senders import Author, NotAllowed
@@ -103,6 +104,11 @@ class Preparation:
             return replies.NOT_SIGNED
         message_id = self._new_id(account.name, wanted.idempotency_key)
         content = completion.completed(content, header, wanted, account, self._identity, message_id=message_id, now=now)
+        if account.seven_bit:
+            try:
+                content = sevenbit.converted(content)
+            except Malformed as error:
+                return replies.not_seven_bit(str(error))
         content = lines.broken(content)
         signatures = b"" if unsigned else self._keys.signer.sign(content, author.domain, now)
         needs = _needs(content, transaction)

@@ -96,7 +96,6 @@ HEADER_TOO_BIG = Reply(552, "5.3.4", "header too big", "header")
 RELAYING_DENIED = Reply(550, "5.7.1", "relaying denied", "relaying")
 NO_SUCH_MAILBOX = Reply(550, "5.1.1", "no such mailbox here", "recipient")
 NOT_SIGNED = Reply(550, "5.7.20", "no DKIM key for the domain of the From address", "unsigned")
-NOT_SEVEN_BIT = Reply(554, "5.6.1", "8-bit content that cannot be converted to 7-bit", "content")
 SEND_CONTENT = Reply(354, "", "end with <CRLF>.<CRLF>")
 
 # TLS and AUTH
@@ -166,6 +165,10 @@ def over_rate(limit: str, again: str) -> Reply:
 def above_rate(limit: str, count: int) -> Reply:
     """A message that would not fit into an empty minute, hour or day: waiting does not help."""
     return Reply(550, "5.7.1", f"message has {count} recipients, rate limit is {limit}: send it in parts", "rate")
+
+
+def not_seven_bit(why: str) -> Reply:
+    return Reply(554, "5.6.1", f"cannot be converted to 7-bit: {why}"[:_TEXT_LIMIT], "content")
 
 
 def too_many_campaigns(limit: int) -> Reply:

@@ -156,7 +156,11 @@ def test_second_start_finds_the_queue(tmp_path: Path) -> None:
         with up.client() as client:
             client.mail(up.endpoints["account"]["sender"])
             client.rcpt("nobody@dead.test")
-            _, reply = client.data(b"Subject: waits\r\n\r\nfor a host that is down\r\n")
+            _, reply = client.data(
+                b"From: "
+                + up.endpoints["account"]["sender"].encode()
+                + b"\r\nSubject: waits\r\n\r\nfor a host that is down\r\n"
+            )
         message_id = reply.decode().split()[-1]
         with following(home, *configured) as tail:
             assert tail.stdout is not None
