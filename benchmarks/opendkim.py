@@ -82,9 +82,12 @@ class Milter:
             self.process.stop()
 
     def tuning(self) -> dict[str, str]:
-        """Its settings, without those that are paths."""
+        """Its version and its settings, without those that are paths."""
+        told = subprocess.run([TOOLS / "opendkim", "-V"], capture_output=True, text=True, timeout=30, check=False)
+        version, _, _ = (told.stdout + told.stderr).partition("\n")
         rows = (line.partition(" ") for line in self.text.splitlines())
-        return {name: "local:…" if name == "Socket" else value for name, _, value in rows if name != "KeyFile"}
+        shown = {name: "local:…" if name == "Socket" else value for name, _, value in rows if name != "KeyFile"}
+        return {"version": version, **shown}
 
 
 def verdicts(directory: Path, messages: Sequence[bytes], records: Mapping[str, Sequence[str]]) -> list[str]:

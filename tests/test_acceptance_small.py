@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accept_path, accept_sources, accept_sync
+from benchmarks import accept_path, accept_signing, accept_sources, accept_sync, opendkim
 from benchmarks.accept_sources import SETTINGS, busiest, over_ms
 from benchmarks.load import Received, Submission
 from benchmarks.outcome import Outcome
@@ -21,6 +21,15 @@ def test_every_message_accepted_arrives_once(tool: Callable[[str], Path]) -> Non
     outcome = accept_path.run(300, 1, alone=True)
     assert not outcome.full
     assert outcome.holds, outcome.checks
+
+
+@pytest.mark.skipif(bool(opendkim.hindrance()), reason=opendkim.hindrance() or "runs")
+def test_every_message_is_signed_and_two_verify(tool: Callable[[str], Path]) -> None:
+    tool("smtp-source"), tool("smtp-sink")
+    outcome = accept_signing.run(200, 1, 20, 0.0, alone=True)
+    assert not outcome.full
+    assert outcome.holds, outcome.checks
+    assert sum("verifies" in check.claim for check in outcome.checks) == 2
 
 
 def test_limits_hold_over_48_sources_and_two_processes(tool: Callable[[str], Path]) -> None:
