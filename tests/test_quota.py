@@ -219,6 +219,24 @@ def test_what_was_on_its_way_when_the_month_ended_lapses(shared_redis: Any) -> N
             await queue.ledger.recall(new, book)
             book, there = await check(queue.ledger, queue)
             assert (book.balance, book.sum, [bag.left for bag in there]) == (60, 60, [0, 0])
+            assert all(not bag.used for bag in there)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_bag_gave_back_before_its_month_ended_lapses_when_it_is_counted(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            old, new, shard = Grant("rrhh", "2026-11", 100), Grant("rrhh", "2026-12", 60), queue.shards[0]
+            book = await queue.ledger.allot(old, 0, 30, 1)
+            await queue.ledger.fund("rrhh", 0, book)
+            await shard.run("bag", ["recall", "rrhh", 30, 0, "2026-11"])
+            book = await queue.ledger.allot(new, 0, 20, 1)
+            await shard.run("bag", ["fund", "rrhh", book.total[0], book.begin[0], "2026-12"])
+            await shard.run("bag", ["recall", "rrhh", book.total[0], book.begin[0], "2026-12"])
+            await queue.ledger.fund("rrhh", 0, book)  # counts both returns at once: 30 of November, the rest of now
+            book, _ = await check(queue.ledger, queue)
+            assert (book.balance, book.sum) == (60, 60)
 
     asyncio.run(scenario())
 
