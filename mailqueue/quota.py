@@ -23,6 +23,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.message import Envelope
 from mailqueue.scripts import Argument, Shard, Slot
 
+USE_DAYS = 400  # that use is kept day by day; what it came to in all is kept for ever
 ROUNDS = 5  # of calling back before others are let through, then once more
 MOST_WAITING = 1000
 Kind = Literal["credit", "debit", "replenish", "test"]

@@ -6,6 +6,7 @@ at once or one dies half-way. What a DSN says is not this room's business: it is
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.events import Event, about
 from mailqueue.logline import say
 from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
-from mailqueue.quota import Charge
+from mailqueue.quota import USE_DAYS, Charge
 from mailqueue.reading import Reader
 from mailqueue.scripts import Argument, Shard
 from mailqueue.worker import Settlement, damaged, settle_arguments, unpack_state
@@ -207,7 +208,8 @@ class Reaper:
     # ── tidying ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def tidy(self, events_keep: int) -> None:
-        """Old answers of writers and workers (a day), suspensions whose time is over, the event stream's tail."""
+        """Old answers of writers and workers (a day), suspensions whose time is over, the event stream's tail, and which
+        day quotas were used more than :data:`USE_DAYS` ago."""
         await self._shard.command("XTRIM", self._shard.events, "MAXLEN", "~", events_keep)
         now = time.time() * 1000
         for name in ("put", "settled"):
@@ -223,6 +225,12 @@ class Reaper:
                         over += [name, field, value]
                 if over:  # the script looks again: it may have been suspended anew
                     await self._shard.run("stop", ["forget", *over])
+
+        oldest = (datetime.date.fromtimestamp(now / 1000) - datetime.timedelta(USE_DAYS)).isoformat().encode()
+        for account in await self._shard.command("SMEMBERS", self._shard.prefix + "bags"):
+            async for rows in self._pages("use:" + account.decode()):
+                if old := [field for field, _ in rows if field[:10] < oldest]:
+                    await self._shard.command("HDEL", f"{self._shard.prefix}use:{account.decode()}", *old)
 
     async def _pages(self, name: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
         """A hash's (field, value) pairs, page by page."""

@@ -14,6 +14,7 @@ from rich.text import Text
 from config.accounts import AccountSettings
 from mailqueue.accounts import Change, Record, plain
 from mailqueue.queue import Queue
+from relayctl import quota
 from relayctl.account_change import JsonOption, Name, add, change, rotate, set_
 from relayctl.account_exchange import export, import_
 from relayctl.account_fields import FIELDS, spelled, value
@@ -30,6 +31,7 @@ app.command("set")(set_)
 app.command("rotate")(rotate)
 app.command("import")(import_)
 app.command("export")(export)
+quota.mount(app)
 
 
 @app.callback()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from relayctl import account, auth, config, dkim, events, inbound, queue
+from relayctl import account, auth, config, dkim, events, inbound, queue, quota
 from relayctl.up import up
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(config.app, name="config", help="The configuration file and the en
 app.add_typer(account.app, name="account", help="Accounts of submitting systems.")
 app.add_typer(auth.app, name="auth", help="Failed authentications.")
 app.add_typer(dkim.app, name="dkim", help="Keys that sign mail.")
+app.add_typer(quota.app, name="quota", help="What accounts may still send, and that it adds up.")
 app.add_typer(queue.app, name="queue", help="What is queued, and stopping or holding it.")
 app.add_typer(events.app, name="events", help="What became of the mail.")
 app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
