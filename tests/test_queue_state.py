@@ -27,6 +27,7 @@ from mailqueue.message import QueueItem, State, domain_of, new_id
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from mailqueue.scripts import Shard
+from mailqueue.server import inspect_server
 from mailqueue.worker import Claimed, ClaimRequest, Settlement, Ticket, Worker
 from mailqueue.writer import Void, Writer, marker, prepare
 from tests.queue_kit import DAY, claim_all, is_empty, message, now_ms, opened, working
@@ -135,7 +136,7 @@ class QueueMachine(RuleBasedStateMachine):
 
         queue = await Queue.open(QueueSettings(url=self.url, shards=self.shards), "test", patience=5)
         await queue.shards[0].command("FLUSHALL")
-        await queue._inspect(1)
+        await inspect_server(queue.shards[0], queue.settings)
         self.repeating = []
         for shard in queue.shards:
             repeating = Repeating(shard)

@@ -17,6 +17,7 @@ from mailqueue import keys
 from mailqueue.content import Encoder
 from mailqueue.queue import Queue
 from mailqueue.quota import Bag, Book, Charge, Grant, IncidentSeen, Ledger, Short, new_token
+from mailqueue.server import inspect_server
 from mailqueue.writer import Put, Void, prepare
 from tests.quota_kit import SAID, check, many, paid
 
@@ -56,7 +57,7 @@ class QuotaMachine(RuleBasedStateMachine):
     async def _open(self) -> Queue:
         queue = await Queue.open(QueueSettings(url=self.url, shards=SHARDS, durability="relaxed"), "test", patience=5)
         await queue.shards[0].command("FLUSHALL")
-        await queue._inspect(1)
+        await inspect_server(queue.shards[0], queue.settings)
         return queue
 
     def teardown(self) -> None:
