@@ -14,7 +14,7 @@ from relayctl.dkim_records import Verdict
 from signing import record
 from signing.keys import Held
 
-RELOAD = "Then let relayd read its keys again: systemctl reload 'tambo-relayd@*'"
+RELOAD = "Then send SIGHUP to relayd and maintenance: they read their keys at start and then."
 
 
 def console() -> Console:
