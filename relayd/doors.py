@@ -39,6 +39,7 @@ class Door:
     def __init__(self, doors: Doors, listener: ListenerSettings) -> None:
         self.name = listener.name
         self.settings = listener
+        self.context: ssl.SSLContext | None = None
         self.implicit_tls: ssl.SSLContext | None = None
         self.certificate_ends = float("inf")
         self._doors = doors
@@ -46,9 +47,11 @@ class Door:
 
     def furnish(self, listener: ListenerSettings, context: ssl.SSLContext | None, build: Build) -> None:
         """For what comes next; open sessions keep what they have."""
+        if context is not self.context:
+            self.certificate_ends = certificate_ends(listener)
         self.settings = listener
+        self.context = context
         self.implicit_tls = context if listener.tls == "implicit" else None
-        self.certificate_ends = certificate_ends(listener)
         self._balancers = tuple(ip_network(text) for text in listener.proxy_from)
         self.build = build
 
@@ -130,21 +133,32 @@ class Doors:
             "listening", listener=door.name, address=host, port=port, tls=door.settings.tls, inherited=given is not None
         )
 
-    @staticmethod
-    def check(listeners: Iterable[ListenerSettings]) -> None:
-        """What :meth:`reload` would fail of, said before: OSError or ValueError."""
+    def check(self, listeners: Iterable[ListenerSettings]) -> None:
+        """What :meth:`reload`, or a start, would fail of, said before: OSError or ValueError."""
+        listeners = tuple(listeners)
+        self._next(listeners)
         for listener in listeners:
             tls_context(listener)
-            certificate_ends(listener)
 
     def reload(self, settings: RelaydSettings, listeners: Iterable[ListenerSettings]) -> None:
         """Limits and certificates for what comes next. Where and how a listener listens is what it was at start."""
-        given = {listener.name: listener for listener in listeners}
-        new = [_as_opened(door.settings, given.get(door.name, door.settings)) for door in self._doors.values()]
-        contexts = [tls_context(listener) for listener in new]
+        new = self._next(listeners)
         self._settings = settings
-        for door, listener, context in zip(self._doors.values(), new, contexts, strict=True):
+        for door, listener, context in new:
             self._set(door, listener, context)
+
+    def _next(
+        self, listeners: Iterable[ListenerSettings]
+    ) -> list[tuple[Door, ListenerSettings, ssl.SSLContext | None]]:
+        """What each door gets. One that the new file does not name stays open as it is, until the process ends."""
+        given = {listener.name: listener for listener in listeners}
+        new: list[tuple[Door, ListenerSettings, ssl.SSLContext | None]] = []
+        for door in self._doors.values():
+            wanted = given.get(door.name)
+            listener = door.settings if wanted is None else _as_opened(door.settings, wanted)
+            kept = wanted is None or not (wanted.certificate and wanted.key)
+            new.append((door, listener, door.context if kept else tls_context(listener)))
+        return new
 
     def _set(self, door: Door, listener: ListenerSettings, context: ssl.SSLContext | None) -> None:
         door.furnish(listener, context, self._furnish(self._settings, listener, context))

@@ -94,6 +94,7 @@ def tls_context(listener: ListenerSettings) -> ssl.SSLContext | None:
     except ssl.SSLError as error:
         why = error.reason or str(error)
         raise ValueError(f"listener {listener.name}: {listener.certificate} with {listener.key}: {why}") from None
+    certificate_ends(listener)
     return context
 
 
@@ -103,8 +104,11 @@ def certificate_ends(listener: ListenerSettings) -> float:
         return float("inf")
     assert listener.certificate is not None
     with open(listener.certificate, "rb") as file:
-        chain = x509.load_pem_x509_certificates(file.read())
-    return min(one.not_valid_after_utc.timestamp() for one in chain)
+        text = file.read()
+    try:
+        return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(text))
+    except ValueError as error:
+        raise ValueError(f"listener {listener.name}: {listener.certificate}: {error}") from None
 
 
 def warn_of_expiry(listener: ListenerSettings, ends: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 
@@ -170,6 +171,31 @@ def test_the_client_of_a_header_is_the_client(certificate: Certificate, tls: str
             assert (await client.transaction()).startswith("250 ")
             assert b"from client.example ([127.0.0.77])" in house.queue.messages[0].content
             assert house.queue.clients == ["127.0.0.77"]
+
+    run(scenario())
+
+
+def test_an_ipv4_client_in_ipv6_clothes_is_an_ipv4_client(certificate: Certificate) -> None:
+    async def scenario() -> None:
+        async with listening(settings_=settings(listener=proxy(certificate, "none"))) as house:
+            client = await through(house, "::ffff:127.0.0.5", "none")
+            await client.hello()
+            assert (await client.transaction()).startswith("250 ")
+            assert house.queue.clients == ["127.0.0.5"]
+
+    run(scenario())
+
+
+def test_no_descriptor_left_ends_the_connection_alone(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with listening(settings_=settings(listener=listener(certificate, "implicit"))) as house:
+            with monkeypatch.context() as patched:
+                patched.setattr(gate.os, "dup", lambda _number: os.open("/nowhere/at/all", os.O_RDONLY))
+                assert await silence(await house.connect()) == b""
+            assert house.relayd.doors.census.total == 0
+            await (await house.connect(tls=True)).hello()
 
     run(scenario())
 

@@ -326,11 +326,13 @@ def test_where_and_how_a_listener_listens_outlives_a_reload(certificate: Certifi
     async def scenario() -> None:
         files = {"certificate": str(certificate.certificate), "key": str(certificate.key)}
         async with listening(settings_=settings(listener={"tls": "implicit", **files})) as house:
-            house.relayd.reload(settings(listener={"tls": "none", "max_connections": 1}))
+            house.relayd.reload(settings(listener={"tls": "none", "max_connections": 2}))
             client = await house.connect(tls=True)
             await client.hello()
             assert "AUTH" in await client.ask("EHLO x")
-            house.relayd.reload(settings(max_connections=9))
+            house.relayd.check(settings(listener={"name": "b"}))
+            house.relayd.reload(settings(listener={"name": "b"}, max_connections=9))
+            await (await house.connect(tls=True)).hello()
             assert house.relayd.addresses["a"][1] == house.port
 
     run(scenario())

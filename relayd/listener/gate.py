@@ -104,6 +104,7 @@ class Gate(asyncio.Protocol):
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self._counted: str | None = None  # under this address
+        self._given = False  # the socket to a transport, whose end is its end
         self._through = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,18 +115,27 @@ class Gate(asyncio.Protocol):
             self._refuse(refusal, transport.write)
             transport.close()
         elif self._door.is_balancer(peer) or self._door.implicit_tls is not None:
-            connection = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-            connection.setblocking(False)
-            transport.abort()
-            self._waiting.add(self)
-            self._task = self._loop.create_task(self._pass(connection, peer))
-            self._task.add_done_callback(lambda task: self._passed(task, connection))
+            self._take(transport, peer)
         elif (refusal := self._door.claim(peer)) is not None:
             self._door.leave(None)
             self._refuse(refusal, transport.write)
             transport.close()
         else:
             self._hand_over(transport, Arrival(peer))
+
+    def _take(self, transport: asyncio.Transport, peer: str) -> None:
+        try:
+            connection = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError as error:
+            log.error("connection lost", listener=self._door.name, client=peer, error=str(error))  # out of descriptors
+            self._door.leave(None)
+            return
+        finally:
+            transport.abort()
+        connection.setblocking(False)
+        self._waiting.add(self)
+        self._task = self._loop.create_task(self._pass(connection, peer))
+        self._task.add_done_callback(lambda task: self._passed(task, connection))
 
     def abort(self) -> None:
         """The process is going."""
@@ -158,6 +168,7 @@ class Gate(asyncio.Protocol):
             return
         self._counted = arrival.address
         context = self._door.implicit_tls
+        self._given = True
         try:
             await self._loop.connect_accepted_socket(
                 lambda: _Entry(self._hand_over, arrival),
@@ -176,6 +187,7 @@ class Gate(asyncio.Protocol):
             log.error("gate failed", listener=self._door.name, client=self._counted, exc_info=error)
         if not self._through:
             self._door.leave(self._counted)
+        if not self._given:
             connection.close()
 
     async def _arrival(self, connection: socket.socket, peer: str) -> Arrival | None:
