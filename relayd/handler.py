@@ -130,6 +130,11 @@ class SubmissionHandler:
         # A client that hangs up cancels this hook, never the commit.
         try:
             verdict = await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not commit.cancelled() or (task is not None and task.cancelling()):
+                raise
+            return replies.QUEUE_DOWN  # it was the commit that was cancelled, and the client still waits
         except Exception:  # said by _committed; whatever it was, the fault is ours and passes
             return replies.QUEUE_DOWN
         if verdict.kind == "full":
