@@ -37,6 +37,7 @@ def sender_pattern(text: str) -> str:
     return start + domain
 
 
+PoolName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]  # never "route:…", which only a route gives
 SenderPattern = Annotated[str, AfterValidator(sender_pattern)]
 
 
@@ -58,8 +59,8 @@ class AccountSettings(Section):
     )
     class_: MailClass = Field("bulk", alias="class")
     classes: tuple[MailClass, ...] = Field((), description="classes X-Tambo-Class may ask for beside the own one")
-    pool: str = "default"
-    pools: tuple[str, ...] = Field((), description="pools X-Tambo-Pool may ask for beside the own one")
+    pool: PoolName = "default"
+    pools: tuple[PoolName, ...] = Field((), description="pools X-Tambo-Pool may ask for beside the own one")
     unsigned: Literal["refuse", "flag"] = Field("flag", description="mail whose From domain has no DKIM key")
     return_path: Hostname | None = Field(None, description="domain of signed return paths; empty = the sender's own")
     # how its mail is handled

@@ -90,6 +90,7 @@ def _settle_paths(data: dict[str, Any], directory: Path) -> None:
     ways = routes if isinstance(routes, list) else []
     tables = [
         (data.get("delivery"), "providers"),
+        *((data.get("signing"), name) for name in ("directory", "return_path_key")),
         *((element, name) for element in elements for name in ("certificate", "key")),
         *((way, name) for way in ways for name in ("ca_file", "password_file")),
     ]

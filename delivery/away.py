@@ -46,5 +46,9 @@ class Absences:
         longest = self._steps[-1] * 1.1 * 1000
         return away if away is not None and now_ms < away.until_ms <= now_ms + longest else None
 
+    def forgotten(self, key: Key) -> bool:
+        """It has been reached since, or nothing was ever noted."""
+        return key not in self._known
+
     def reached(self, key: Key) -> None:
         self._known.pop(key, None)

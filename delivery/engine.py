@@ -232,6 +232,9 @@ class Engine:
             self.room()
 
     async def _offer(self, worker: Worker, ticket: Ticket, route: Route) -> None:
+        if route.by_smarthost and route.smarthost is not self._router.routes.named(route.site):
+            worker.give_back(ticket)  # a reload came between
+            return
         pool = route.site if route.by_smarthost else ticket.pool
         key = (pool, route.site)
         away = self._absences.now(key, now_ms())
@@ -317,16 +320,19 @@ class Engine:
 
     async def _suspend_route(self, worker: Worker, ticket: Ticket, away: Away, name: str) -> None:
         """All mail that takes it waits; one item says why, and the tickets go back."""
-        now, why, shard = now_ms(), away.outcome.diagnostic, worker.shard.number
-        if self._told.get((shard, name)) == away.until_ms:
-            await worker.stop_sending(name, away.until_ms, why)
-            worker.give_back(ticket)
-            return
-        self._told[shard, name] = away.until_ms
-        log.warning("route suspended", route=name, seconds=round((away.until_ms - now) / 1000), why=why)
-        await self._defer_one(worker, ticket, away, name)  # before the stop, after which nothing can be claimed
-        event = Event("suspended", now, destination=name, provider=name, reason=why, next_at=away.until_ms)
+        why, shard = away.outcome.diagnostic, worker.shard.number
+        event = None
+        if self._told.get((shard, name)) != away.until_ms:
+            self._told[shard, name] = away.until_ms
+            now = now_ms()
+            log.warning("route suspended", route=name, seconds=round((away.until_ms - now) / 1000), why=why)
+            event = Event("suspended", now, destination=name, provider=name, reason=why, next_at=away.until_ms)
+            await self._defer_one(worker, ticket, away, name)  # before the stop, after which nothing can be claimed
         await worker.stop_sending(name, away.until_ms, why, event)
+        if event is None:
+            worker.give_back(ticket)
+        if self._absences.forgotten((name, name)):  # a reload came between
+            await self._resume({name})
 
     async def _suspend(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
         """The destination waits; one item says why."""

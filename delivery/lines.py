@@ -100,6 +100,7 @@ class Lines:
         self._served: dict[str, float] = {}  # transactions by source
         self._resting: dict[str, float] = {}  # source → until
         self._limits: dict[str, Limits] = {}
+        self._renewals = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -218,16 +219,20 @@ class Lines:
 
     async def _establish(self, lease: Lease, source: Source, route: Route) -> None:
         line: Line | None = None
+        renewals = self._renewals
         mode = TlsMode(self.rule.for_source(source.address).tls)
         metrics = self._ground.metrics
         try:
             session = await self._ground.doors.open(route.hosts, source, mode, self._lost, route.smarthost)
             line = Line(session, lease, source, now())
             self._open.append(line)
+            if renewals != self._renewals:
+                line.finish()
             metrics.opened.labels(self.rule.name).inc()
             metrics.sessions.labels(self.rule.name).inc()
         except NoSession as refusal:
-            await self._refused(refusal, source)
+            if renewals == self._renewals:
+                await self._refused(refusal, source)
         finally:
             self.opening -= 1
             self._changed()
@@ -284,7 +289,9 @@ class Lines:
         await self._failed(outcome)
 
     def renew(self) -> None:
-        """Sessions end with the transaction under way; new ones follow what is in force now."""
+        """Sessions end with the transaction under way; new ones follow what is in force now. What comes of those that
+        are being opened says nothing any more."""
+        self._renewals += 1
         for line in self._open:
             line.finish()
         self._changed()

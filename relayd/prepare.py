@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from aiosmtpd.smtp import Envelope as Transaction
 
-from config.settings import AccountSettings
+from config.routes import for_sender, site_of
+from config.settings import AccountSettings, RouteSettings
 from mailqueue.message import Envelope, Message
 from relayd import completion, directives, headers, lines, policy, replies, senders, sevenbit, trace
 from relayd.completion import Identity
@@ -41,6 +42,7 @@ class Terms:
     expire_seconds: float
     notice_seconds: float  # 0 = no delay notices
     feedback_id: str | None = None  # SenderId; None = no Feedback-ID is added
+    routes: tuple[RouteSettings, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class _Known:
     body: str
     smtputf8: bool
     wanted: Directives
+    author: Author
     now: float
 
 
@@ -114,7 +117,7 @@ class Preparation:
         needs = _needs(content, transaction)
         trace_of = policy.with_utf8(client) if transaction.smtp_utf8 else client
         content = b"".join((trace.received(trace_of, self.terms.hostname, message_id, now), signatures, content))
-        envelope = self._envelope(account, transaction, _Known(message_id, *needs, wanted, now))
+        envelope = self._envelope(account, transaction, _Known(message_id, *needs, wanted, author, now))
         return Prepared(Message(envelope, content), wanted.idempotency_key, (UNSIGNED,) if unsigned else ())
 
     def _envelope(self, account: AccountSettings, transaction: Transaction, known: _Known) -> Envelope:
@@ -132,7 +135,7 @@ class Preparation:
             expires_at=int(expires_at * 1000),
             class_=wanted.class_ or account.class_,
             campaign=wanted.campaign,
-            pool=wanted.pool or account.pool,
+            pool=self._route(account, transaction, known.author) or wanted.pool or account.pool,
             unknown=wanted.unknown or account.unknown,
             notify_after=int((now + terms.notice_seconds) * 1000) if terms.notice_seconds else 0,
             body=known.body,
@@ -146,6 +149,12 @@ class Preparation:
             return_paths=self._return_paths(account, transaction, known.id, len(recipients)),
             pays=account.metered,
         )
+
+    def _route(self, account: AccountSettings, transaction: Transaction, author: Author) -> str:
+        """Pool of mail that goes by its sender's smarthost, whatever pool was asked for; "" = by MX."""
+        domain = author.domain or (transaction.mail_from or "").rpartition("@")[2]
+        route = for_sender(self.terms.routes, account.name, domain)
+        return site_of(route) if route is not None else ""
 
     def _return_paths(
         self, account: AccountSettings, transaction: Transaction, message_id: str, recipients: int

@@ -42,6 +42,7 @@ def terms(settings: Settings) -> Terms:
         expire_seconds=retry.expire_seconds,
         notice_seconds=retry.delay_notice_seconds,
         feedback_id=settings.signing.feedback_id,
+        routes=settings.routes,
     )
 
 
