@@ -6,12 +6,13 @@ In: Date, Message-ID and, where asked for, Feedback-ID, when the sender gave non
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from config.settings import AccountSettings
 from relayd import directives, headers, trace
 from relayd.directives import Directives, Refused
-from relayd.headers import Header
+from relayd.headers import Field, Header
 
 _NEVER_SENT = (b"bcc", b"resent-bcc", b"return-path")
 _FEEDBACK_PART = 64  # octets
@@ -44,12 +45,13 @@ def from_outside(content: bytes) -> bytes:
 
 def without_own(content: bytes, header: Header) -> bytes:
     """Content free of X-Tambo-* fields, its header closed."""
-    return headers.edited(content, header, sorted(directives.own(header), key=lambda field: field.start))
+    return headers.edited(content, header, directives.own(header))
 
 
 def completed(
     content: bytes,
     header: Header,
+    own: Iterable[Field],
     wanted: Directives,
     account: AccountSettings,
     identity: Identity,
@@ -57,9 +59,9 @@ def completed(
     message_id: str,
     now: float,
 ) -> bytes:
-    """Content with its header as it goes out, but for trace fields and signatures."""
+    """Content with its header as it goes out, but for trace fields and signatures. `own`: its X-Tambo-* fields."""
     have = header.by_name
-    unwanted = directives.own(header)
+    unwanted = list(own)
     for name in _NEVER_SENT:
         unwanted += have.get(name, ())
     if account.hide_client:

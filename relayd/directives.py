@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -43,14 +43,16 @@ _NOTHING = Directives()
 
 
 def own(header: Header) -> list[Field]:
-    """The X-Tambo-* fields, known or not, in no particular order."""
-    return [field for name, fields in header.by_name.items() if name.startswith(_PREFIX) for field in fields]
+    """The X-Tambo-* fields, known or not, in their order."""
+    found = [field for name, fields in header.by_name.items() if name.startswith(_PREFIX) for field in fields]
+    found.sort(key=lambda field: field.start)
+    return found
 
 
-def read(content: bytes, header: Header, account: AccountSettings, now: float) -> Directives | Refused:
-    """The first field that cannot count refuses the message. `now` in Unix seconds."""
+def read(content: bytes, asked: Iterable[Field], account: AccountSettings, now: float) -> Directives | Refused:
+    """What the fields `asked` say; the first one that cannot count refuses the message. `now` in Unix seconds."""
     found: dict[str, Any] = {}
-    for one in sorted(own(header), key=lambda field: field.start):
+    for one in asked:
         name = one.name.decode("ascii")
         if name not in _READERS:
             return Refused(name.title(), "unknown header")

@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from config.addresses import ascii_domain
 
@@ -47,6 +48,7 @@ class Mailbox:
         return f"{self.local_part}@{self.domain}"
 
 
+@lru_cache(maxsize=1024)  # whoever sends in masses has few authors, and reading one costs as much as all other steps
 def in_field(body: bytes) -> Mailbox | None:
     """The only mailbox of a From, Sender or Resent-From field body (folded as it came); None when there is none, more
     than one, or doubt."""

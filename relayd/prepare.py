@@ -96,7 +96,8 @@ class Preparation:
             return replies.HEADER_TOO_BIG
         if header.hops >= self.terms.max_hops:
             return replies.TOO_MANY_HOPS
-        wanted = directives.read(content, header, account, now)
+        own = directives.own(header)
+        wanted = directives.read(content, own, account, now)
         if isinstance(wanted, Refused):
             return replies.header_refused(wanted.header, wanted.why)
         author = _author(content, header, account)
@@ -106,7 +107,9 @@ class Preparation:
         if unsigned and account.unsigned == "refuse":
             return replies.NOT_SIGNED
         message_id = self._new_id(account.name, wanted.idempotency_key)
-        content = completion.completed(content, header, wanted, account, self._identity, message_id=message_id, now=now)
+        content = completion.completed(
+            content, header, own, wanted, account, self._identity, message_id=message_id, now=now
+        )
         if account.seven_bit:
             try:
                 content = sevenbit.converted(content)

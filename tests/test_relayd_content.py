@@ -25,7 +25,7 @@ def parse(content: bytes) -> headers.Header:
 
 def asked(*fields: bytes) -> Directives | Refused:
     content = b"".join(f + b"\r\n" for f in fields) + b"\r\nbody\r\n"
-    return directives.read(content, parse(content), ACCOUNT, NOW)
+    return directives.read(content, directives.own(parse(content)), ACCOUNT, NOW)
 
 
 def test_all_directives() -> None:
@@ -51,7 +51,7 @@ def test_all_directives() -> None:
 
 def test_nothing_asked_changes_nothing() -> None:
     content = b"Subject: x\r\n\r\nX-Tambo-Campaign: body\r\n"
-    assert directives.read(content, parse(content), ACCOUNT, NOW) == Directives()
+    assert directives.read(content, directives.own(parse(content)), ACCOUNT, NOW) == Directives()
     assert completion.without_own(content, parse(content)) is content
 
 
