@@ -175,6 +175,9 @@ def _author(content: bytes, header: Header, account: AccountSettings) -> Author 
     if refused is not None:
         return replies.header_refused(refused.header, refused.why)
     fields = [one for name in _AUTHORS for one in header.by_name.get(name, ())]
+    for one in fields:
+        if lines.long_line(content[one.start : one.end]) >= 0:  # a break would come into it after it was looked at
+            return replies.header_refused(one.name.decode("ascii").title(), f"a line over {lines.LIMIT} octets")
     author = senders.check(account, ((one.name, headers.raw_body(content, one)) for one in fields))
     return replies.author_refused(author.header, author.why) if isinstance(author, NotAllowed) else author
 

@@ -82,6 +82,7 @@ def test_feedback_id_without_campaign_has_three_parts() -> None:
         (b"Subject: x\r\n", "550 5.6.0 From: missing"),
         (b"From: a@b.example\r\nFROM : a@b.example\r\n", "550 5.6.0 From: given more than once"),
         (b"From: a@b.example\r\nSender: a@b.example\r\nSender: a@b.example\r\n", "550 5.6.0 Sender: given more than once"),
+        (b"From: " + b"x" * 990 + b" <a@b.example>\r\n", "550 5.6.0 From: a line over 998 octets"),
         (b"Received: x\r\n" * 5, "554 5.4.6 too many hops, mail is looping"),
         (b"From: a@b.example\r\nX-Tambo-Deadline: 0s\r\n", "550 5.6.0 X-Tambo-Deadline: lies in the past"),
     ],
