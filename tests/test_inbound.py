@@ -110,6 +110,18 @@ def test_what_is_offered(key: Path) -> None:
     run(scenario())
 
 
+def test_chunks_are_not_offered_and_are_no_commands_all_the_same(key: Path) -> None:
+    async def scenario() -> None:
+        async with taking_returns(inbound_settings(key), RecordingStore()) as house:
+            client = await house.connect()
+            await client.hello()
+            await client.send(b"BDAT 6 LAST\r\nQUIT\r\nNOOP\r\n")
+            assert await client.reply() == "503 5.5.1 MAIL first"
+            assert await client.reply() == "250 2.0.0 ok"
+
+    run(scenario())
+
+
 def test_codes_when_it_cannot_be_kept(key: Path) -> None:
     async def scenario() -> None:
         store = RecordingStore()
