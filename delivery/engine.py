@@ -341,7 +341,7 @@ class Engine:
         event = Event(
             "suspended", now, destination=ticket.destination, provider=provider, reason=why, next_at=away.until_ms
         )
-        await worker.stop_sending(f"destination:{ticket.destination}", away.until_ms, why, event)
+        await worker.stop_sending(f"destination:{ticket.destination}", away.until_ms, f"mx: {why}", event)
         await self._defer_one(worker, ticket, away, provider)
 
     async def _defer_one(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:

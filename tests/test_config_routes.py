@@ -161,6 +161,14 @@ def test_a_bad_password_file(tmp_path: Path, content: bytes | None, mode: int, s
     assert "muy secreta" not in problem
 
 
+def test_a_credential_of_systemd_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("clave\n")
+    secret.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert loaded(tmp_path, WITH_PASSWORD).passwords["formal"].get_secret_value() == "clave"
+
+
 def test_no_regular_file(tmp_path: Path) -> None:
     os.symlink("/dev/null", tmp_path / "secret")
     assert "no regular file" in refused(tmp_path, WITH_PASSWORD)

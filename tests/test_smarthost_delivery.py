@@ -290,6 +290,22 @@ def test_an_operator_stops_a_route(play: Any, certificate: Any) -> None:
     play(story, BY_ACCOUNT)
 
 
+def test_a_destination_whose_mx_hosts_are_down_is_no_matter_to_a_route(play: Any) -> None:
+    async def story(it: Rig, server: Formal) -> None:
+        await it.sandbox.set_behaviour("gob.test", "down")
+        it.engine._absences._steps = (60.0,)
+        await put(it, "a@gob.test")
+        await it.until({"suspended": 1})
+        await put(it, "b@gob.test", pool="route:formal")
+        await it.until({"delivered": 1})
+        await it.queue.suspend("destination:gob.test", 60, "by hand")
+        await put(it, "c@gob.test", pool="route:formal")
+        await asyncio.sleep(0.5)
+        assert server.recipients() == ["b@gob.test"], "what an operator suspends is suspended on every way"
+
+    play(story, BY_ACCOUNT)
+
+
 def test_a_crowd_for_one_route_keeps_nobody_else_waiting(play: Any) -> None:
     async def story(it: Rig, server: Formal) -> None:
         server.pause = 0.2

@@ -63,14 +63,17 @@ local function ticket(lane, class, group)
       else
         local till_when = suspensions and call('HGET', P .. 'sus', destination) or ''
         local suspended = tonumber(string.match(till_when, '^%d+') or 0)
-        if suspended > now then
+        -- What its MX hosts did says nothing to mail that goes by its sender's smarthost; an operator's word does.
+        local passes = string.find(till_when, '^%d+ mx: ')
+          and string.sub(flow_facts(flow)[3] or '', 1, 6) == 'route:'
+        if suspended > now and not passes then
           call('ZADD', ready, suspended, destination)
         else
           local items = call('ZCOUNT', queue_key(flow, destination), '-inf', now)
           if items == 0 then
             settle_head(lane, flow, destination)
           else
-            if suspended > 0 then call('HDEL', P .. 'sus', destination) end
+            if suspended > 0 and suspended <= now then call('HDEL', P .. 'sus', destination) end
             charge(lane, flow, first[2], math.min(items, quantum))
             call('ZADD', ready, now + lease, destination)
             touch(lane, flow)

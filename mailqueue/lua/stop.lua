@@ -5,6 +5,7 @@
 --   verb group, key = <domain>, until = the provider group it belongs to
 --   verb forget, then n × (hash "sus" or "stop", field, value): taken out where it is still so and its time is over
 -- Returns 1, or 0 when there was nothing to resume; forget: how many it took out.
+-- A destination's reason that begins with "mx: " is delivery's: it does not hold for mail of a smarthost route.
 -- Only destinations live outside `stop`: in `sus`, looked up when their turn comes.
 local verb, key, till, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if verb == 'forget' then
