@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import smtplib
 import socket
@@ -130,6 +131,7 @@ def test_through_a_real_mail_server(
     with ExitStack() as stack:
         sink.start()
         stack.callback(sink.stop)
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
         stack.callback(subprocess.run, [instance, "stop", directory], check=False, timeout=30)
         subprocess.run(
             [
