@@ -31,7 +31,7 @@ def problems(settings: Settings) -> list[Problem]:
 def account_problems(settings: Settings, accounts: Sequence[Placed]) -> list[Problem]:
     """What is wrong with accounts, each alone and all together: those of the file, and those of the queue behind them.
     Of two that contradict each other the later one is named."""
-    return [*_networks(accounts), *_identities(accounts), *_grants(settings, accounts)]
+    return [*_networks(accounts), *_identities(accounts), *_grants(settings, accounts), *_keys(settings, accounts)]
 
 
 def warnings(settings: Settings) -> list[Problem]:
@@ -112,6 +112,14 @@ def _grants(settings: Settings, accounts: Iterable[Placed]) -> Iterator[Problem]
         for key, name in granted:
             if pools and name not in pools:
                 yield Problem(f"{where}.{key}", f'"{name}" is no pool; allowed: {", ".join(pools)}')
+
+
+def _keys(settings: Settings, accounts: Iterable[Placed]) -> Iterator[Problem]:
+    for where, account in accounts:
+        if account.return_path and not settings.signing.return_path_key:
+            yield Problem(f"{where}.return_path", "signed return paths need signing.return_path_key")
+        if account.unsigned == "refuse" and not settings.signing.directory:
+            yield Problem(f"{where}.unsigned", '"refuse" without signing.directory would refuse all its mail')
 
 
 def _ways_in(settings: Settings) -> Iterator[Problem]:

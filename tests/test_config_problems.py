@@ -30,6 +30,13 @@ CASES = {
         "[delivry]\nport = 25\n",
         [f"delivry: unknown key (did you mean delivery?); allowed here: {SECTIONS}"],
     ),
+    "what accounts want signed needs keys": (
+        '[[accounts]]\nname = "a"\nnetworks = ["127.0.0.0/24"]\nreturn_path = "r.example"\nunsigned = "refuse"\n',
+        [
+            "accounts[0].return_path: signed return paths need signing.return_path_key",
+            'accounts[0].unsigned: "refuse" without signing.directory would refuse all its mail',
+        ],
+    ),
     "nothing near": (
         "[log]\nzzz = 1\n",
         ["log.zzz: unknown key; allowed here: format, level"],
