@@ -317,7 +317,8 @@ NETWORKS = st.lists(st.sampled_from(["10.2.0.0/24", "fd00::/64", "10.3.0.0/16"])
 ACCOUNTS = st.builds(
     dict,
     name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,9}", fullmatch=True),
-    networks=NETWORKS, user=st.none() | TEXT, pool=TEXT, pools=st.lists(st.sampled_from(["fast", "slow"]), max_size=2),
+    networks=NETWORKS, user=st.none() | TEXT,
+    pool=st.from_regex(r"[a-z0-9-]{1,9}", fullmatch=True), pools=st.lists(st.sampled_from(["fast", "slow"]), max_size=2),
     senders=st.lists(st.sampled_from(["*", "a.pe", "*.a.pe", "ñ@a.pe", "=1@a.pe"]), max_size=3),
     disabled=st.booleans(), expire_seconds=st.none() | st.integers(0, 10**6) | st.sampled_from([0.5, 90.25]),
     parent=st.none() | TEXT.filter(lambda text: text != ""), max_recipients=st.none() | st.integers(1, 9),
