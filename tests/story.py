@@ -1,8 +1,8 @@
 """Golden dialogues: files of ``tests/dialogues``, one story each, played against a relayd over a socket.
 
 A file begins with a title and, up to ``---``, settings in TOML: those of ``[relayd]``, ``tls``, ``network`` and
-``account`` as of :func:`tests.listening.settings`, and ``queue``, what the queue does (``full``, ``duplicate``,
-``down``, ``broken``, ``closed``). Then come the lines:
+``account`` as of :func:`tests.listening.settings`, ``implicit`` for TLS from the first octet, and ``queue``, what the
+queue does (``full``, ``duplicate``, ``down``, ``broken``, ``closed``). Then come the lines:
 
     C: text      the client says this, CRLF added       C> text   the same without CRLF, with Python's escapes
     S: text      a line of the server                   S: 250... a reply of any lines with this code
@@ -127,8 +127,12 @@ async def play(story: Story, feeding: str, certificate: tuple[str, str] | None) 
     terms = dict(story.terms)
     queue = _queue(terms.pop("queue", ""))
     tls = certificate if terms.pop("tls", False) else None
-    async with listening(queue, settings(tls=tls, **{"max_errors": 100, **terms})) as house:
+    implicit = terms.pop("implicit", False)
+    listener = {"tls": "implicit"} if implicit else None
+    async with listening(queue, settings(tls=tls, listener=listener, **{"max_errors": 100, **terms})) as house:
         client = await house.connect()
+        if implicit:
+            await client.encrypt()
         client.writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for group in grouped(story.turns, feeding):
             await _say(client, b"".join(turn.said for turn in group), feeding)

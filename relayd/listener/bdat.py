@@ -108,7 +108,8 @@ class BdatVerb(DataVerb):
     def _refuse_chunks(self, reply: Reply) -> None:
         """The transaction is over: a later chunk that is under way already must not pass for the whole (§4.2)."""
         assert self.envelope is not None
-        self.around.handler.rejected(self, self.envelope, reply)
+        if reply is replies.TOO_BIG:
+            self.around.handler.rejected(self, self.envelope, reply)
         self._set_post_data_state()
         self.say(reply)
 
