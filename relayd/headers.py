@@ -57,8 +57,10 @@ def parse(content: bytes) -> Header | None:
         field = Field(found[1].lower(), start, end)
         fields.append(field)
         by_name.setdefault(field.name, []).append(field)
+        if len(fields) > FIELDS_LIMIT:
+            return None
     cut = end > 0 and content[end : end + 1] in (b" ", b"\t")  # in the middle of a field
-    if len(fields) > FIELDS_LIMIT or cut or (len(content) > HEADER_LIMIT and _FIELD_BEGINS.match(content, end)):
+    if cut or (len(content) > HEADER_LIMIT and _FIELD_BEGINS.match(content, end)):
         return None
     return Header(end, content.startswith(b"\r\n", end), tuple(fields), by_name)
 

@@ -86,7 +86,7 @@ def apart(entity: Entity) -> Multipart:
     parts: list[int] = []
     at = 0  # what stands before is in the pieces
     for found in delimiter.finditer(body):
-        if len(parts) > MOST_PARTS:
+        if len(pieces) > 2 * MOST_PARTS:
             raise Malformed(f"more than {MOST_PARTS} parts")
         if not pieces:
             pieces.append(body[2 : found.start()])
