@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -53,12 +53,16 @@ class Rates:
 
 
 def ours(
-    directory: Path, load: Submission, settings: Mapping[str, Mapping[str, Any]] | None = None
+    directory: Path,
+    load: Submission,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    listening: Sequence[str] = ("relayd",),
 ) -> tuple[Rates, Outcome]:
-    """One round through the relay, with what must hold of it. What arrived stays in ``directory``."""
+    """One round through the relay, with what must hold of it; ``listening``: the roles of its relayd processes. What
+    arrived stays in ``directory``."""
     found = Outcome("path")
     port = free_port(MX)
-    roles = ("sandbox", "relayd", "delivery", "maintenance")
+    roles = ("sandbox", *listening, "delivery", "maintenance")
     with (
         Sink(directory, MX, port) as sink,
         Relay(directory / "relay", roles=roles, next_hop_port=port, scenario=SCENARIO, settings=settings) as relay,
@@ -70,7 +74,8 @@ def ours(
         delivering = sink.await_messages(load.messages, load.octets) - started
         _await_empty(relay)
         spent = sum(process.cpu_seconds() for process in measured) - before
-        compare(found, load, accepted_ids(relay.processes["relayd"].log), list(sink.received()))
+        accepted = sum((accepted_ids(relay.processes[role].log) for role in listening), Counter[str]())
+        compare(found, load, accepted, list(sink.received()))
     return _rates("tambo", load, accepting, delivering, spent), found
 
 

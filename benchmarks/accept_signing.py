@@ -2,10 +2,13 @@
 
 ``smtp-source -s 20 -m 20000 -l 10240 -N -d`` into relayd, which signs with RSA-2048, Postfix's smtp-sink as the MX of
 the recipients' domain. Sessions are kept, as systems that send much keep them; one more round of each, with a
-connection for every message (without ``-d``), stands beside it in the figures. All that the sink has carries a signature; a sample is verified by dkimpy and by OpenDKIM, the
-latter in a namespace with a resolver of its own. In the same run, in turns, a private Postfix gets the same load for
-the same sink, OpenDKIM as its milter, the same key; what it signs is verified as well, and its tuning stands in the
-figures. Both store synced to disk.
+connection for every message (without ``-d``), stands beside it in the figures. All that the sink has carries a
+signature; a sample is verified by dkimpy and by OpenDKIM, the latter in a namespace with a resolver of its own.
+
+In the same run, in turns, a private Postfix gets the same load for the same sink, OpenDKIM as its milter, the same key;
+what it signs is verified as well, and its tuning stands in the figures. Both store synced to disk. The relay has two
+relayd processes on one port, since a core signs no faster than RSA lets it; Postfix has a process for each session, and
+OpenDKIM a thread.
 
     python -m benchmarks.accept_signing [--messages 20000] [--rounds 2] [--sample 1000] [--ratio 2.5] [--alone]
 """
@@ -32,6 +35,7 @@ FROM_DOMAIN = "entidad.test"  # of smtp-source's From
 SELECTOR = "rsa"
 SAMPLE = 1000
 RATIO = 2.5
+LISTENING = ("relayd", "relayd:2")
 
 
 def make_key(directory: Path) -> Key:
@@ -43,7 +47,7 @@ def make_key(directory: Path) -> Key:
 
 def ours(directory: Path, load: Submission, folder: Path) -> tuple[Rates, Outcome]:
     """One round through the relay, keys from ``folder``."""
-    return accept_path.ours(directory, load, {"signing": {"directory": str(folder)}})
+    return accept_path.ours(directory, load, {"signing": {"directory": str(folder)}}, LISTENING)
 
 
 def theirs(directory: Path, load: Submission, folder: Path) -> tuple[Rates, dict[str, Any]]:
@@ -119,7 +123,12 @@ def run(messages: int, rounds: int, sample: int, ratio: float, *, alone: bool) -
                 if number == 1:  # that the comparison is one
                     verify(outcome, "postfix and OpenDKIM", directory, load, min(sample, 100), key)
         connecting = [] if alone else each_connects(load, folder)
-    figures: dict[str, Any] = {"load": asdict(load), "sample": sample, "rounds": [asdict(rates) for rates in seen]}
+    figures: dict[str, Any] = {
+        "load": asdict(load),
+        "sample": sample,
+        "relayd": len(LISTENING),
+        "rounds": [asdict(rates) for rates in seen],
+    }
     if not alone:
         figures |= {"ratios": accept_path.ratios(seen), "tuning": tuning}
         apart = {"rounds": [asdict(rates) for rates in connecting], "ratios": accept_path.ratios(connecting)}
