@@ -78,7 +78,7 @@ class Books:
 def read(relay: Relay, client: Client, since: float) -> Books:
     """As they stand; ``since``: when the run began."""
     tell(relay.control, cmd="flush")
-    events, left = asyncio.run(_look(relay.url, since))
+    events, left = asyncio.run(_look(relay, since))
     receipts: dict[Pair, list[float]] = {}
     for record in Receipts(relay.directory / "sandbox" / "ledger.jsonl").records("message"):
         for recipient in record["to"]:
@@ -96,14 +96,17 @@ def read(relay: Relay, client: Client, since: float) -> Books:
     return Books(promised, receipts, settled, fates, events, left)
 
 
-async def _look(url: str, since: float) -> tuple[list[tuple[float, Event]], list[str]]:
-    queue = await Queue.open(QueueSettings(url=url), "accept", patience=10)
+async def _look(relay: Relay, since: float) -> tuple[list[tuple[float, Event]], list[str]]:
+    queue = await Queue.open(QueueSettings(url=relay.url, shards=relay.shards), "accept", patience=10)
     try:
-        shard = queue.shards[0]
-        left = [key.decode() for key in await is_empty(shard)]
+        found: list[tuple[float, Event]] = []
+        left: list[str] = []
+        for shard in queue.shards:
+            left += [key.decode() for key in await is_empty(shard)]
+            await check_index(shard)
+            found += await _events(shard, since)
         left += [f"{item!r} in {where}" for item, where in (await places(queue.shards)).items()]
-        await check_index(shard)
-        return await _events(shard, since), left
+        return sorted(found, key=lambda pair: pair[0]), left
     finally:
         await queue.close()
 
@@ -120,7 +123,7 @@ async def _events(shard: Shard, since: float) -> list[tuple[float, Event]]:
 
 def events(relay: Relay, since: float = 0.0) -> list[Event]:
     """What the queue has said so far."""
-    return [event for _, event in asyncio.run(_look(relay.url, since))[0]]
+    return [event for _, event in asyncio.run(_look(relay, since))[0]]
 
 
 class Load:

@@ -168,6 +168,7 @@ class Relay:
         self._ports = {role: free_port() for role in roles}
         self._roles = list(roles)
         self._settings = self._tree(accounts)
+        self.shards = int((settings or {}).get("queue", {}).get("shards", 1))
         (directory / "providers.toml").write_text(providers)
         self.config = directory / "tambo.toml"
         self.configure(settings or {})
@@ -316,8 +317,10 @@ class Relay:
 
     def queued(self) -> int:
         """Messages not yet final, by the expiry index of every shard."""
-        reply = self.command("ZCARD", "{q0}:x")
-        return int(reply[1:].split(b"\r\n")[0]) if reply.startswith(b":") else -1
+        replies = [self.command("ZCARD", f"{{q{shard}}}:x") for shard in range(self.shards)]
+        if not all(reply.startswith(b":") for reply in replies):
+            return -1
+        return sum(int(reply[1:].split(b"\r\n")[0]) for reply in replies)
 
 
 @contextlib.contextmanager

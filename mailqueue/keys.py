@@ -30,9 +30,9 @@ accounts               hash      name → "<revision> <changed at, ms> <JSON>" (
 ac:<token>             string    version that a change of accounts made, so that its repetition changes nothing
 meta                   hash      schema, epoch (last one given), stops (version), accounts (version)
 bell                   channel   something is due earlier than known
-bag:<account>          hash      quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
-                                 first (id of the first event that was paid from it)
-use:<account>, bags    hash,set  "<local day>\\n<origin>" → recipients used; accounts with a bag
+bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
+                                 first (id of the first event that was paid from it), "u:<local day>\\n<origin>" →
+                                 recipients used; accounts with a bag
 events:{qN}            stream    the events, field "e"
 inbound:{q0}           stream    mail that came back (:mod:`mailqueue.inbound`)
 =====================  ========  ==================================================================================

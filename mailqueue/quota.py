@@ -176,11 +176,12 @@ class Ledger:
         return await self._called_back(giver, token, "transfer", *words)
 
     async def _called_back(self, account: Grant, token: str, verb: str, *words: Argument) -> Book:
-        try:
-            return await self._run(verb, token, account, *words)
-        except Short:
-            await self.recall(account, await self.look(account.name))
-            return await self._run(verb, token, account, *words)
+        for _ in range(ROUNDS):  # mail that goes in meanwhile has bags filled again
+            try:
+                return await self._run(verb, token, account, *words)
+            except Short:
+                await self.recall(account, await self.look(account.name))
+        return await self._run(verb, token, account, *words)
 
     async def allot(self, account: Grant, shard: int, need: int, chunk: int) -> Book:
         return await self._run("allot", "", account, shard, need, chunk)

@@ -228,9 +228,9 @@ class Reaper:
 
         oldest = (datetime.date.fromtimestamp(now / 1000) - datetime.timedelta(USE_DAYS)).isoformat().encode()
         for account in await self._shard.command("SMEMBERS", self._shard.prefix + "bags"):
-            async for rows in self._pages("use:" + account.decode()):
-                if old := [field for field, _ in rows if field[:10] < oldest]:
-                    await self._shard.command("HDEL", f"{self._shard.prefix}use:{account.decode()}", *old)
+            async for rows in self._pages("bag:" + account.decode()):
+                if old := [field for field, _ in rows if field.startswith(b"u:") and field[2:12] < oldest]:
+                    await self._shard.command("HDEL", f"{self._shard.prefix}bag:{account.decode()}", *old)
 
     async def _pages(self, name: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
         """A hash's (field, value) pairs, page by page."""

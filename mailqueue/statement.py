@@ -35,14 +35,13 @@ class Look:
 
 
 async def look(shard: Shard, account: str) -> Look:
-    bag, rows, first, last = await shard.run("bag", ["look", account])
-    use = {_use_key(name): int(count) for name, count in zip(rows[::2], rows[1::2], strict=True)}
+    bag, first, last = await shard.run("bag", ["look", account])
+    use: Use = {}
+    for name, count in zip(bag[::2], bag[1::2], strict=True):
+        if name.startswith(b"u:"):
+            day, _, origin = name[2:].decode().partition("\n")
+            use[day, origin] = int(count)
     return Look(Bag.read(bag), use, first.decode(), last.decode())
-
-
-def _use_key(name: bytes) -> tuple[str, str]:
-    day, _, origin = name.decode().partition("\n")
-    return day, origin
 
 
 @dataclass(frozen=True, slots=True)

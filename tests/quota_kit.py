@@ -9,6 +9,7 @@ from mailqueue import keys
 from mailqueue.message import Message
 from mailqueue.queue import Queue
 from mailqueue.quota import Bag, Book, Grant, Ledger, new_token
+from mailqueue.statement import look
 from mailqueue.writer import Verdict
 from tests.queue_kit import message
 
@@ -47,10 +48,10 @@ async def bags(queue: Queue, name: str = "rrhh") -> list[Bag]:
     """Of every shard, and that each agrees with its use."""
     found = []
     for shard in queue.shards:
-        bag, use, _, _ = await shard.run("bag", ["look", name])
-        found.append(Bag.read(bag))
-        assert found[-1].left >= 0, found
-        assert found[-1].used == sum(int(count) for count in use[1::2])
+        one = await look(shard, name)
+        found.append(one.bag)
+        assert one.bag.left >= 0, one
+        assert one.bag.used == sum(one.use.values())
     return found
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accept_path, accept_signing, accept_sources, accept_sync, opendkim
+from benchmarks import accept_path, accept_quota, accept_signing, accept_sources, accept_sync, opendkim
 from benchmarks.accept_sources import SETTINGS, busiest, over_ms
+from benchmarks.harness import scratch
 from benchmarks.load import Received, Submission
 from benchmarks.outcome import Outcome
 from benchmarks.strace import calls
@@ -39,6 +40,13 @@ def test_limits_hold_over_48_sources_and_two_processes(tool: Callable[[str], Pat
     limits = [check for check in outcome.checks if "share" not in check.claim]
     assert len(limits) == 6
     assert all(check.holds for check in limits), limits
+
+
+def test_quotas_add_up_after_a_kill() -> None:
+    with scratch("quota") as directory:
+        outcome = accept_quota.run(100, 1, 1, directory)
+    seen = [check for check in outcome.checks if "empty" not in check.claim]  # so little mail empties nothing
+    assert all(check.holds for check in seen if "goes in" not in check.claim), seen
 
 
 LOAD = Submission(2, "u@sink.test", octets=10)

@@ -14,6 +14,7 @@ from mailqueue.events import about
 from mailqueue.queue import Queue
 from mailqueue.quota import Charge, Grant, IncidentSeen, Short, charge_of, new_token
 from mailqueue.reaper import Reaper
+from mailqueue.statement import look
 from mailqueue.worker import ClaimRequest, Settlement
 from mailqueue.writer import Void
 from tests.queue_kit import claim_all, events, message, now_ms, opened, places, working
@@ -105,8 +106,8 @@ def test_a_void_gives_back_to_the_day_and_origin_it_took_from(shared_redis: Any)
 
 
 async def use(queue: Queue, shard: int = 0) -> dict[str, int]:
-    rows = await queue.shards[shard].command("HGETALL", f"{{q{shard}}}:use:rrhh")
-    return {k.decode().replace("\n", " "): int(v) for k, v in zip(rows[::2], rows[1::2], strict=True)}
+    found = await look(queue.shards[shard], "rrhh")
+    return {f"{day} {origin}": count for (day, origin), count in found.use.items()}
 
 
 @pytest.mark.parametrize("pays", [True, False])

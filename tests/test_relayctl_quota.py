@@ -162,7 +162,7 @@ def test_a_statement_adds_up_from_any_day(shared_redis: Any, relayctl: Relayctl)
 
     async def scenario() -> None:
         async with opened(shared_redis.url) as queue:
-            await queue.shards[0].command("HINCRBY", "{q0}:use:otra", "2020-01-01\nsmtp", 7)
+            await queue.shards[0].command("HINCRBY", "{q0}:bag:otra", "u:2020-01-01\nsmtp", 7)
             await queue.shards[0].command("HINCRBY", "{q0}:bag:otra", "used", 7)
             await Reaper(queue.shards[0], lambda *_: b"").tidy(1000)
             found = await statement(queue.ledger, "otra", LIMA)

@@ -5,16 +5,15 @@
 --   look   = changes nothing
 -- All figures are cumulative, so a call may be lost, late or repeated: what the ledger counted and the bag has not is in
 -- transit, and so is what the bag gave back and the ledger has not counted. What an older period left lapses.
--- Returns the bag (names and values); look: {bag, use, first paid event that is kept or "", last event}.
--- Invariant: left = funded - returned - lapsed - used >= 0; used = the sum of use.
+-- Returns the bag (names and values); look: {bag, first paid event that is kept or "", last event}.
+-- Invariant: left = funded - returned - lapsed - used >= 0; used = the sum of its use by day and origin ("u:…").
 local mode, account = ARGV[1], ARGV[2]
 local key = P .. 'bag:' .. account
 
 if mode == 'look' then
   local first, last = call('HGET', key, 'first'), call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1)
   local kept = first and call('XRANGE', EVENTS, first, first)[1]
-  return { call('HGETALL', key), call('HGETALL', P .. 'use:' .. account), kept and first or '',
-    last[1] and last[1][1] or '0-0' }
+  return { call('HGETALL', key), kept and first or '', last[1] and last[1][1] or '0-0' }
 end
 
 local total, begin, period = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
@@ -29,6 +28,8 @@ end
 funded = math.max(funded, total)
 local left = funded - returned - lapsed - used
 if mode == 'recall' then returned = returned + left end
-call('HSET', key, 'funded', funded, 'returned', returned, 'lapsed', lapsed, 'period', current, 'before', before)
+local bag = { 'funded', funded, 'returned', returned, 'lapsed', lapsed, 'period', current, 'before', before }
+call('HSET', key, unpack(bag))
 call('SADD', P .. 'bags', account)
-return call('HGETALL', key)
+bag[11], bag[12] = 'used', used
+return bag

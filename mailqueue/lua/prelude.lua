@@ -114,22 +114,21 @@ local opened = {} -- flow → items put by this script and not yet in its books
 -- script takes and gives back is written once, when it finishes.
 local bags, tabs = {}, {}
 
-local function bag_of(account)
-  local bag = bags[account]
-  if not bag then
-    local facts = call('HMGET', P .. 'bag:' .. account, 'funded', 'returned', 'lapsed', 'used', 'period', 'first')
-    bag = { period = facts[5] or '', first = facts[6], used = 0, uses = {} }
-    bag.left = (facts[1] or 0) - (facts[2] or 0) - (facts[3] or 0) - (facts[4] or 0)
-    bags[account] = bag
-  end
-  return bag
-end
-
+-- Of a charge: its bag, the bag's field for the day and origin, and what that says.
 local function tab_of(charge)
   local tab = tabs[charge]
   if not tab then
     local account, period, day, origin = string.match(charge, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)$')
-    tab = { account = account, period = period, field = day .. '\n' .. origin }
+    local key, field = P .. 'bag:' .. account, 'u:' .. day .. '\n' .. origin
+    local facts = call('HMGET', key, 'funded', 'returned', 'lapsed', 'used', 'period', 'first', field)
+    local bag = bags[account]
+    if not bag then
+      bag = { period = facts[5] or '', first = facts[6], used = tonumber(facts[4] or 0), account = account, uses = {} }
+      bag.left = (facts[1] or 0) - (facts[2] or 0) - (facts[3] or 0) - bag.used
+      bags[account] = bag
+    end
+    bag.uses[field] = bag.uses[field] or tonumber(facts[7] or 0)
+    tab = { bag = bag, period = period, field = field }
     tabs[charge] = tab
   end
   return tab
@@ -138,16 +137,15 @@ end
 -- `count` recipients on the charge, fewer than none to give them back.
 local function book(charge, count)
   local tab = tab_of(charge)
-  local bag = bag_of(tab.account)
-  bag.left, bag.used = bag.left - count, bag.used + count
-  bag.uses[tab.field] = (bag.uses[tab.field] or 0) + count
+  local bag = tab.bag
+  bag.left, bag.used, bag.changed = bag.left - count, bag.used + count, true
+  bag.uses[tab.field] = bag.uses[tab.field] + count
 end
 
 -- Whether the bag has them; without, nothing was taken and the ledger must allot.
 local function take(charge, count)
   local tab = tab_of(charge)
-  local bag = bag_of(tab.account)
-  if bag.left < count or bag.period < tab.period then return false end
+  if tab.bag.left < count or tab.bag.period < tab.period then return false end
   book(charge, count)
   return true
 end
@@ -161,9 +159,14 @@ end
 
 local function close_bags()
   for account, bag in pairs(bags) do
-    if bag.used ~= 0 then call('HINCRBY', P .. 'bag:' .. account, 'used', bag.used) end
-    for field, count in pairs(bag.uses) do
-      if count ~= 0 then call('HINCRBY', P .. 'use:' .. account, field, count) end
+    if bag.changed then
+      local words = { 'used', bag.used }
+      if bag.opened then words = { 'used', bag.used, 'first', bag.opened } end
+      for field, count in pairs(bag.uses) do
+        words[#words + 1] = field
+        words[#words + 1] = count
+      end
+      call('HSET', P .. 'bag:' .. account, unpack(words))
     end
   end
   bags, tabs = {}, {}
@@ -348,11 +351,8 @@ local function put_message(id, value, name, due, check_at, dictionary, dictionar
     if #skipped > 0 then event = string.sub(event, 1, -2) .. ',"skipped":[' .. table.concat(skipped, ',') .. ']}' end
     local at = emit(event)
     if charge ~= '' then
-      local bag = bag_of(tab_of(charge).account)
-      if not bag.first then
-        bag.first = at
-        call('HSET', P .. 'bag:' .. tab_of(charge).account, 'first', at)
-      end
+      local bag = tab_of(charge).bag
+      if not bag.first then bag.first, bag.opened = at, at end
     end
   end
   if #skipped > 0 then return 'q:' .. #skipped end

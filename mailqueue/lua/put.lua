@@ -36,7 +36,7 @@ for _ = 1, voids do
       local event = '{"kind":"removed","at":' .. string.format('%.0f', now) .. ',"id":"' .. id
         .. '","reason":"voided: the client was told 451","v":1}'
       if charge ~= '' then
-        event = string.sub(event, 1, -2) .. ',"account":"' .. tab_of(charge).account .. '"}'
+        event = string.sub(event, 1, -2) .. ',"account":"' .. tab_of(charge).bag.account .. '"}'
         event = refund(charge, taken, event)
       end
       emit(event)
