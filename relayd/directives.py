@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from relayd import headers
 from relayd.headers import Field, Header
 
 METADATA_LIMIT = 2048
+METADATA_LEVELS = 32  # far below what writers and readers of JSON can nest
 _PREFIX = b"x-tambo-"
 
 
@@ -151,7 +153,18 @@ def _metadata(value: bytes, account: AccountSettings, now: float) -> Mapping[str
         parsed = None
     if not isinstance(parsed, dict):
         raise ValueError("a JSON object")
+    if _deeper(parsed, METADATA_LEVELS):
+        raise ValueError(f"objects and arrays of at most {METADATA_LEVELS} levels")
     return parsed
+
+
+def _deeper(parsed: Any, levels: int) -> bool:
+    """Whether JSON has more levels of objects and arrays than that."""
+    level = [parsed]
+    for _ in range(levels):
+        within = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = list(chain.from_iterable(within))
+    return any(isinstance(one, dict | list) for one in level)
 
 
 _READERS: Mapping[str, tuple[str, Callable[[bytes, AccountSettings, float], Any]]] = {
