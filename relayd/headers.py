@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 HEADER_LIMIT = 1 << 20  # octets; far above what any next hop takes
@@ -52,7 +53,7 @@ def parse(content: bytes) -> Header | None:
     by_name: dict[bytes, list[Field]] = {}
     end = 0
     match = _FIELD.scanner(content, 0, HEADER_LIMIT).match  # type: ignore[attr-defined]  # anchored, as typeshed forgot
-    while (found := match()) is not None:
+    for found in islice(iter(match, None), FIELDS_LIMIT + 1):
         start, end = found.span()
         field = Field(found[1].lower(), start, end)
         fields.append(field)

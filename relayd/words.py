@@ -63,9 +63,11 @@ def _run_together(words: list[tuple[bytes, bytes, bool]]) -> list[Piece]:
         if not raw:
             pieces.append((space, text))
             continue
+        run = [text]
         while at < len(words) and words[at][2]:
-            text += words[at][0] + words[at][1]
+            run += words[at][:2]
             at += 1
+        text = b"".join(run)
         if pieces and space and _ENCODED.fullmatch(pieces[-1][1]):
             text = b" " + text
         if at < len(words) and _ENCODED.fullmatch(words[at][1]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,8 @@ def test_nothing_asked_changes_nothing() -> None:
         ([b"X-Tambo-Metadata: [1]"], "X-Tambo-Metadata", "JSON object"),
         ([b"X-Tambo-Metadata: {"], "X-Tambo-Metadata", "JSON object"),
         ([b'X-Tambo-Metadata: {"a":"' + b"x" * 2048 + b'"}'], "X-Tambo-Metadata", "2048"),
+        ([b'X-Tambo-Metadata: {"a":' + b"[" * 32 + b"]" * 32 + b"}"], "X-Tambo-Metadata", "32 levels"),
+        ([b"X-Tambo-Metadata: " + b'{"a":' * 200 + b"{}" + b"}" * 200], "X-Tambo-Metadata", "32 levels"),
         ([b"X-Tambo-Pool: silver"], "X-Tambo-Pool", "not granted"),
         ([b"X-Tambo-Pool: GOLD"], "X-Tambo-Pool", "1 to 32"),
         ([b"X-Tambo-Deadline: tomorrow"], "X-Tambo-Deadline", "RFC 5322 date"),
@@ -139,6 +143,16 @@ def test_where_the_header_ends(content: bytes, end: int, closed: bool) -> None:
 
 def test_hops_are_counted_in_the_header_only() -> None:
     assert parse(b"Received: a\r\nRECEIVED: b\r\n c\r\nX: y\r\nReceived-SPF: no\r\n\r\nReceived: d\r\n").hops == 2
+
+
+def test_a_header_of_very_many_fields_is_given_up_early() -> None:
+    def cost(count: int) -> float:
+        began = time.process_time()
+        assert headers.parse(b"a:\r\n" * count) is None
+        return time.process_time() - began
+
+    assert cost(260_000) < 5 * max(cost(headers.FIELDS_LIMIT + 1), 0.002)
+    assert len(parse(b"a:\r\n" * headers.FIELDS_LIMIT).fields) == headers.FIELDS_LIMIT
 
 
 def test_an_endless_header_is_refused() -> None:

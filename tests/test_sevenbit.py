@@ -7,6 +7,7 @@ import email
 import email.header
 import email.policy
 import re
+import time
 from email.message import Message
 
 import pytest
@@ -138,6 +139,16 @@ def test_encoded_words(name: str, body: str, final: bytes | None) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs"]) | st.sampled_from("  ñé"), max_size=400)
+
+
+def test_a_long_run_of_raw_words_costs_in_proportion() -> None:
+    def cost(count: int) -> float:
+        began = time.process_time()
+        assert words.converted(b"subject", "ñ ".encode() * count) is not None
+        return time.process_time() - began
+
+    cost(1000)
+    assert cost(80_000) < 20 * max(cost(10_000), 0.002)
 
 
 @given(TEXT)
