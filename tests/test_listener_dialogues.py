@@ -41,3 +41,15 @@ def test_a_foreign_reply_gets_an_enhanced_code_of_its_class() -> None:
     assert replies.with_status("503 5.5.1 no") == "503 5.5.1 no"
     assert replies.with_status("220 relay.test") == "220 relay.test"
     assert replies.with_status("250-SIZE") == "250-SIZE"
+
+
+def test_digits_of_other_scripts_are_no_size() -> None:
+    async def scenario() -> None:
+        async with listening() as house:
+            client = await house.connect()
+            await client.hello()
+            for number in ("²", "٣", "１０"):
+                await client.send(f"MAIL FROM:<a@b.example> SIZE={number}\r\n".encode())
+                assert await client.reply() == str(replies.SIZE_VALUE)
+
+    run(scenario())

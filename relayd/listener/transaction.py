@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -11,6 +12,7 @@ from relayd.listener.hello import HelloVerbs
 from relayd.replies import Reply
 
 _BODIES = ("7BIT", "8BITMIME")
+_SIZE = re.compile(r"[0-9]{1,20}")  # RFC 1870 §6
 
 # What a value must be like, and what is said when it is not; SIZE stands below. RFC 6152, 4954 §5, 3461 §4.3, §4.4.
 _MAIL_VALUES: Mapping[str, tuple[Callable[[str], bool], Reply]] = {
@@ -69,7 +71,7 @@ class TransactionVerbs(HelloVerbs):
         return None if parsed.path.isascii() or "SMTPUTF8" in parsed.parameters else replies.NOT_ASCII
 
     def _check_size(self, value: str | None) -> Reply | None:
-        if value is None or not value.isdigit() or len(value) > 20:  # RFC 1870 §6
+        if value is None or _SIZE.fullmatch(value) is None:
             return replies.SIZE_VALUE
         return replies.TOO_BIG if int(value) > self.size_limit else None
 
