@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import structlog
 from aiosmtpd.smtp import Envelope as Transaction
@@ -111,6 +111,7 @@ class InboundHandler:
         if isinstance(found, Reply):
             return found
         envelope.rcpt_tos.append(address)
+        cast(list[Addressee], envelope.rcpt_options).append(found)  # who it was then: a reload may come between
         return replies.RECIPIENT_OK
 
     async def handle_DATA(self, server: Receiver, session: Session, envelope: Transaction) -> Reply:
@@ -133,14 +134,13 @@ class InboundHandler:
     def _mail(self, client: Client, transaction: Transaction, now: float) -> Returned:
         """As it came but for X-Tambo-* fields, with our trace field on top (RFC 5321 §4.4)."""
         assert isinstance(transaction.content, bytes) and transaction.mail_from is not None
-        mail_id, utf8 = new_id(), transaction.smtp_utf8
-        client = policy.with_utf8(client) if utf8 else client
-        addressees = [self.addresses.find(address, utf8) for address in dict.fromkeys(transaction.rcpt_tos)]
+        mail_id = new_id()
+        client = policy.with_utf8(client) if transaction.smtp_utf8 else client
         return Returned(
             id=mail_id,
             at=int(now * 1000),
             reverse_path=transaction.mail_from,
-            addressees=tuple(one for one in addressees if isinstance(one, Addressee)),
+            addressees=tuple(dict.fromkeys(cast(list[Addressee], transaction.rcpt_options))),
             client=client.address,
             content=trace.received(client, self.hostname, mail_id, now) + completion.from_outside(transaction.content),
         )

@@ -161,6 +161,28 @@ def test_a_reload_takes_new_keys_and_a_bad_one_keeps_the_old(key: Path) -> None:
     run(scenario())
 
 
+def test_who_was_accepted_stays_accepted_whatever_is_reloaded(key: Path) -> None:
+    """A 250 for mail that is then kept for nobody would be the loss of it."""
+
+    async def scenario() -> None:
+        store = RecordingStore()
+        path = ReturnPaths.load(key).make(ID, 7, "bounce.test")
+        async with taking_returns(inbound_settings(key), store) as house:
+            assert isinstance(house.relayd, Inbound)
+            client = await house.connect()
+            await client.hello()
+            await client.ask("MAIL FROM:<>")
+            for to in (path, "abuse@relay.test", path):
+                assert await client.ask(f"RCPT TO:<{to}>") == "250 2.1.5 ok"
+            house.relayd.reload(inbound_settings(key, domains=["other.test"], mailboxes=[]))
+            await client.ask("DATA")
+            assert (await client.ask("x\r\n.")).startswith("250 ")
+            (mail,) = store.mails
+            assert mail.addressees == (Addressee(path, ID, 7), Addressee("abuse@relay.test"))
+
+    run(scenario())
+
+
 def test_international_addresses(key: Path) -> None:
     async def scenario() -> None:
         store = RecordingStore()
