@@ -25,7 +25,7 @@ from mailqueue.scripts import Argument, Shard, Slot
 
 USE_DAYS = 400  # that use is kept day by day; what it came to in all is kept for ever
 ROUNDS = 5  # of calling back before others are let through, then once more
-MOST_WAITING = 1000
+MOST_TOGETHER = 1000  # messages that one refill is for
 Kind = Literal["credit", "debit", "replenish", "test"]
 
 
@@ -249,7 +249,12 @@ class Allotments:
             left = await self._fill(shard, account, [need.count for need in needs])
             return [left] * len(needs)
 
-        return Batch(call, most=MOST_WAITING, give_up=lambda needs: not any(need.waited_for for need in needs))
+        return Batch(
+            call,
+            most=MOST_TOGETHER,
+            give_up=lambda needs: not any(need.waited_for for need in needs),
+            skip=lambda need: not need.waited_for,
+        )
 
     async def _fill(self, shard: int, account: Grant, counts: list[int]) -> int:
         """How many the shard can take from now: at least the largest count, or all there are anywhere."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config.accounts import AccountSettings
 from mailqueue.batch import Batch
 from mailqueue.calendar import Moment
+from mailqueue.errors import QueueDown
 from mailqueue.scripts import Argument, Slot
 
+MOST_WAITING = 5000  # as many as may wait for a commit
 NAMES = ("minute", "hour", "day")
 
 
@@ -51,23 +54,43 @@ def too_large(take: Take) -> Reached | None:
     return None
 
 
+@dataclass(slots=True, eq=False)
+class _Asked:
+    take: Take
+    waited_for: bool = True
+
+
 class Rates:
     """One per process. A call whose answer was lost is repeated and may count twice: towards less mail, never more."""
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
-        self._batch: Batch[Take, int] = Batch(self._call, most=100)
+        self._batch: Batch[_Asked, int] = Batch(
+            self._call,
+            most=100,
+            give_up=lambda entries: not any(entry.waited_for for entry in entries),
+            skip=lambda entry: not entry.waited_for,
+        )
 
-    async def _call(self, _number: int, takes: list[Take]) -> list[int | Exception]:
-        words = [word for take in takes for word in take.arguments()]
+    async def _call(self, _number: int, entries: list[_Asked]) -> list[int | Exception]:
+        words = [word for entry in entries for word in entry.take.arguments()]
         answer: Sequence[int] = await self._slot.run("rate", words)
         return [int(number) for number in answer]
 
     async def take(self, take: Take) -> Reached | None:
-        """None: counted. To be awaited under a time-out; Raises QueueDown once closed."""
+        """None: counted. To be awaited under a time-out: what is counted after it is given back. Raises QueueDown."""
         if (never := too_large(take)) is not None:
             return never
-        window = await self._batch.add(take)
+        if len(self._batch) >= MOST_WAITING:
+            raise QueueDown("too many messages wait for a rate")
+        asked = _Asked(take)
+        answer = self._batch.add(asked)
+        try:
+            window = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            asked.waited_for = False
+            answer.add_done_callback(lambda done: self._too_late(take, done))
+            raise
         if not window:
             return None
         at = window - 1
@@ -75,8 +98,13 @@ class Rates:
 
     def give_back(self, take: Take, count: int) -> None:
         """Of what was counted, ``count`` were not accepted after all. Best effort."""
-        given = Take(take.account, -count, take.limits, take.at)
-        self._batch.add(given).add_done_callback(lambda done: done.exception() if not done.cancelled() else None)
+        if len(self._batch) < MOST_WAITING:
+            given = _Asked(Take(take.account, -count, take.limits, take.at))
+            self._batch.add(given).add_done_callback(lambda done: done.exception() if not done.cancelled() else None)
+
+    def _too_late(self, take: Take, done: asyncio.Future[int]) -> None:
+        if not done.cancelled() and done.exception() is None and done.result() == 0:
+            self.give_back(take, take.count)
 
     async def close(self) -> None:
         await self._batch.close(1.0)

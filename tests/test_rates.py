@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mailqueue.calendar import moment
+from mailqueue.errors import QueueDown
 from mailqueue.queue import Queue
 from mailqueue.rates import Take
 from mailqueue.writer import Verdict
@@ -103,5 +104,27 @@ def test_what_is_given_back_late_does_not_open_a_new_window(shared_redis: Any) -
             assert await rates.take(Take("a", 2, limits, late)) is None
             # A clock that lags counts in the window of the others.
             assert (await rates.take(Take("a", 1, limits, early))) is not None
+
+    asyncio.run(scenario())
+
+
+def test_what_is_counted_too_late_is_given_back(redis_server: Any) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, put_deadline_seconds=1) as queue:
+            rates = {"rate_day": 3}
+            assert (await put(queue, 1, "13:45:30", **rates)).kind == "queued"
+            redis_server.pause()
+            try:
+                waiting = [asyncio.ensure_future(put(queue, 2, "13:45:30", **rates)) for _ in range(3)]
+                done = await asyncio.gather(*waiting, return_exceptions=True)
+                assert all(isinstance(one, QueueDown) for one in done), done
+            finally:
+                redis_server.resume()
+            for _ in range(100):
+                if (await put(queue, 2, "13:45:31", **rates)).kind == "queued":
+                    break
+                await asyncio.sleep(0.02)
+            assert (await put(queue, 1, "13:45:32", **rates)).kind == "over_rate"
+            assert len(await events(queue)) == 2
 
     asyncio.run(scenario())
