@@ -1,9 +1,9 @@
 """Checking passwords without stopping the loop, and without letting those who guess get in the way.
 
-A correct password that was checked lately, from there, costs a keyed hash and nothing else. Anything else goes through: is the client
-or the user refused for what failed before (:mod:`mailqueue.failures`, shared by all processes) → a place in the queue
-before argon2 (:mod:`relayd.turns`) → argon2id in one thread. What a client hears and how long it takes do not depend on
-whether the user exists. Nothing here logs or keeps a password.
+A correct password that was checked lately, from there, costs a keyed hash and nothing else. Anything else goes
+through: is the client or the user refused for what failed before (:mod:`mailqueue.failures`, shared by all processes) →
+a place in the queue before argon2, one for all who bring the same (:mod:`relayd.turns`) → argon2id in one thread. What a
+client hears and how long it takes do not depend on whether the user exists. Nothing here logs or keeps a password.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeVar
 
 from argon2 import PasswordHasher
@@ -26,7 +27,7 @@ from config.settings import AccountSettings
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.failures import Standing, client_network
 from relayd.accounts import Accounts
-from relayd.turns import TooManyWaiting, Turns
+from relayd.turns import Shared, TooManyWaiting, Turns
 
 CACHE_SECONDS = 600.0  # since the password was last used
 CACHE_LIMIT = 4096
@@ -71,6 +72,7 @@ class Authenticator:
         self._book = book
         self._clock = clock
         self._turns = turns or Turns()
+        self._checks = Shared()
         self._key = os.urandom(32)
         self._good: OrderedDict[bytes, float] = OrderedDict()  # keyed hash → when it stops counting
         self._refused: OrderedDict[str, float] = OrderedDict()  # client network, alone or with a user → until
@@ -96,10 +98,12 @@ class Authenticator:
         stored = self._stored(account, user)
         tickets = [self._ticket(network, user, password, one) for one in stored]
         if account is not None and self._may_look(network) and any(self._is_good(ticket) for ticket in tickets):
+            self._keep(self._welcome, network, CACHE_SECONDS, CACHE_LIMIT)
             return account
         self._refuse_known(network, user)
         standing = await self._ask(address, user)
-        found = await self._check(network, stored, password, standing.known)
+        checking = partial(self._check, network, stored, password, standing.known)
+        found = await self._checks.ask(b"".join(tickets), checking)
         good = account is not None and account.password_hash is not None and found >= 0
         await self._note(address, user, good)
         if not good:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 STRANGERS = 32  # waiting at once; at 20 ms each the last one waits two thirds of a second
 KNOWN = 16
@@ -70,3 +71,25 @@ class Turns:
                     place.set_result(None)
                     return
         self._busy = False
+
+
+class Shared:
+    """What is asked for again while it is under way is done once, and all hear the same: a pool that connects anew comes
+    with one password many times. It ends early when nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[bytes, asyncio.Task[int]] = {}
+        self._waiting: Counter[asyncio.Task[int]] = Counter()
+
+    async def ask(self, key: bytes, begin: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.get_running_loop().create_task(begin())
+        self._waiting[task] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task], self._under_way[key]
+                task.cancel()

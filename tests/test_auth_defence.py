@@ -20,8 +20,8 @@ from mailqueue.failures import FailureLimits, Failures, client_network
 from mailqueue.queue import Queue
 from relayctl.main import app
 from relayd.accounts import Accounts
-from relayd.auth import GLIMPSES, AuthBusy, Authenticator, AuthRefused
-from relayd.turns import TooManyWaiting, Turns
+from relayd.auth import CACHE_SECONDS, GLIMPSES, AuthBusy, Authenticator, AuthRefused
+from relayd.turns import Shared, TooManyWaiting, Turns
 from tests.conftest import REPOSITORY, Certificate, RedisServer
 from tests.listening import HASH, PASSWORD, Client, Forgiving, RecordingQueue, b64, listening, run, settings
 from tests.queue_kit import eventually
@@ -107,6 +107,63 @@ def test_a_password_in_use_is_not_asked_about_even_from_a_refused_address(shared
             heard = [await attempt(door, BAD, password=word) for word in ["guess"] * GLIMPSES + [PASSWORD]]
             assert heard == ["refused"] * (GLIMPSES + 1)  # who looks so often is no client of ours
             assert await attempt(door, WORSE, password=PASSWORD) == "in"
+
+    run(scenario())
+
+
+def test_a_password_in_use_keeps_its_address_welcome(shared_redis: RedisServer) -> None:
+    async def scenario() -> None:
+        async with books(shared_redis) as (book,):
+            door, now = authenticator(book), [0.0]
+            door._clock = lambda: now[0]
+            for _ in range(4):
+                assert await attempt(door, BAD, password=PASSWORD) == "in"
+                now[0] += CACHE_SECONDS / 2
+            assert [await attempt(door, BAD, user="nobody") for _ in range(4)] == ["out"] * 3 + ["refused"]
+            assert not door.shuns(BAD)
+
+    run(scenario())
+
+
+def test_many_connections_at_once_with_one_password_cost_one_verification(shared_redis: RedisServer) -> None:
+    """How the pool of an application server comes back after a restart of ours."""
+
+    async def scenario() -> None:
+        async with books(shared_redis) as (book,):
+            door, calls = authenticator(book), []
+            matches = door._matches
+            door._matches = lambda stored, password: (calls.append(stored), matches(stored, password))[1]  # type: ignore[method-assign,func-returns-value]
+            pool = [asyncio.create_task(attempt(door, GOOD, password=PASSWORD)) for _ in range(30)]
+            await asyncio.sleep(0.05)
+            pool[0].cancel()  # a client that goes takes nobody with it
+            heard = await asyncio.gather(*pool, return_exceptions=True)
+            assert heard[1:] == ["in"] * 29
+            assert len(calls) == 1
+            assert await asyncio.gather(*(attempt(door, BAD) for _ in range(5))) == ["out"] * 5
+            assert await attempt(door, BAD) == "refused"  # each has counted
+
+    run(scenario())
+
+
+def test_what_is_shared_ends_with_the_last_who_waits() -> None:
+    async def scenario() -> None:
+        shared, begun, ended = Shared(), [], []
+
+        async def work() -> int:
+            begun.append(1)
+            try:
+                await asyncio.sleep(0.01)
+                return 7
+            finally:
+                ended.append(1)
+
+        waiting = [asyncio.create_task(shared.ask(b"k", work)) for _ in range(2)]
+        await asyncio.sleep(0)
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+        assert await shared.ask(b"k", work) == 7  # not what is being ended
+        assert (len(begun), len(ended)) == (2, 2)
 
     run(scenario())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import smtplib
 import ssl
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -236,17 +237,20 @@ def test_an_unknown_user_costs_a_verification_of_the_same_parameters() -> None:
 
 def test_the_queue_before_argon2_is_bounded_and_nobody_fills_it_alone() -> None:
     async def scenario() -> None:
-        authenticator = Authenticator(Accounts([account()]), Forgiving())
-        waiting = [asyncio.ensure_future(authenticator.verify("user", b"x", CLIENT)) for _ in range(PER_ADDRESS)]
-        await asyncio.sleep(0)
+        authenticator, release = Authenticator(Accounts([account()]), Forgiving()), threading.Event()
+        authenticator._matches = lambda stored, password: not release.wait(10)  # type: ignore[method-assign]
+        waiting = [asyncio.ensure_future(authenticator.verify("user", b"%d" % n, CLIENT)) for n in range(PER_ADDRESS)]
+        await asyncio.sleep(0.01)
         with pytest.raises(AuthBusy):
             await authenticator.verify("user", b"one more", CLIENT)
         others = STRANGERS + 1 - PER_ADDRESS  # one is with argon2 already
         waiting += [asyncio.ensure_future(authenticator.verify("user", b"x", f"10.0.0.{n}")) for n in range(others)]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         with pytest.raises(AuthBusy):
             await authenticator.verify("user", b"one more", "10.0.1.1")
+        release.set()
         assert await asyncio.gather(*waiting) == [None] * len(waiting)
+        del authenticator._matches
         assert await authenticator.verify("user", PASSWORD.encode(), CLIENT) is not None
         authenticator.close()
 
