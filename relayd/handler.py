@@ -6,7 +6,6 @@ say. The signature is aiosmtpd's (server, session, envelope, …), the server be
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Protocol, cast
@@ -23,6 +22,7 @@ from mailqueue.message import Message
 from mailqueue.writer import Verdict, received_event
 from relayd import policy, replies
 from relayd.campaigns import OpenCampaigns
+from relayd.commits import Commits
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
 from relayd.prepare import Preparation
@@ -72,7 +72,7 @@ class SubmissionHandler:
         self.preparation = preparation
         self._metrics = metrics
         self._campaigns = OpenCampaigns(queue.campaigns, time.monotonic)
-        self._commits: set[asyncio.Task[Verdict]] = set()
+        self._commits: Commits[Verdict] = Commits()
 
     async def handle_MAIL(
         self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
@@ -115,27 +115,15 @@ class SubmissionHandler:
         if refused is not None:
             self.rejected(server, envelope, refused)
             return refused
-        commit = asyncio.get_running_loop().create_task(
-            self._queue.put(
-                message,
-                idempotency_key=prepared.idempotency_key,
-                client=server.client.address,
-                account=server.client.account,
-                warnings=prepared.warnings,
-            )
+        put = self._queue.put(
+            message,
+            idempotency_key=prepared.idempotency_key,
+            client=server.client.address,
+            account=server.client.account,
+            warnings=prepared.warnings,
         )
-        self._commits.add(commit)
-        server.share.keep_until(commit)
-        commit.add_done_callback(self._committed)
-        # A client that hangs up cancels this hook, never the commit.
-        try:
-            verdict = await asyncio.shield(commit)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not commit.cancelled() or (task is not None and task.cancelling()):
-                raise
-            return replies.QUEUE_DOWN  # it was the commit that was cancelled, and the client still waits
-        except Exception:  # said by _committed; whatever it was, the fault is ours and passes
+        verdict = await self._commits.outcome(put, server.share)
+        if verdict is None:
             return replies.QUEUE_DOWN
         if verdict.kind == "full":
             return replies.QUEUE_FULL
@@ -170,20 +158,9 @@ class SubmissionHandler:
             return replies.above_rate(verdict.limit, count)
         return replies.over_rate(verdict.limit, verdict.clock)
 
-    def _committed(self, commit: asyncio.Task[Verdict]) -> None:
-        """Keeps the set small and looks at the outcome, so that nothing is lost in silence when nobody waits."""
-        self._commits.discard(commit)
-        error = None if commit.cancelled() else commit.exception()
-        if isinstance(error, QueueDown):
-            log.warning("queue down", text=str(error)[:_TEXT_LIMIT])
-        elif error is not None:
-            log.error("put failed", exc_info=error)
-
     async def settle(self, timeout: float) -> bool:
-        """Wait for commits whose clients may have gone; False when some are still under way after `timeout` seconds."""
-        if self._commits:
-            await asyncio.wait(set(self._commits), timeout=timeout)
-        return not self._commits
+        """See :meth:`Commits.settle`."""
+        return await self._commits.settle(timeout)
 
     def rejected(self, server: Submitter, transaction: Transaction, reply: Reply, recipient: str | None = None) -> None:
         """Events for a refusal after MAIL, one per recipient concerned; bounded per session."""

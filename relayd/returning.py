@@ -6,7 +6,6 @@ of ours, or because it is one of a few mailboxes.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -17,11 +16,11 @@ from aiosmtpd.smtp import Session
 
 from config.addresses import ascii_domain
 from config.settings import InboundSettings
-from mailqueue.errors import QueueDown
 from mailqueue.inbound import Addressee, Returned
 from mailqueue.logline import say
 from mailqueue.message import new_id
 from relayd import completion, policy, replies, trace
+from relayd.commits import Commits
 from relayd.metrics import ListenerMetrics
 from relayd.policy import Client
 from relayd.replies import Reply
@@ -29,7 +28,6 @@ from relayd.volume import Share
 from signing.return_path import ReturnPaths
 
 MOST_RECIPIENTS = 100  # RFC 5321 §4.5.3.1.8 wants no less; a returned mail has one
-_TEXT_LIMIT = 320
 
 log = structlog.get_logger()
 
@@ -89,7 +87,7 @@ class InboundHandler:
         self.addresses = addresses
         self.hostname = hostname
         self._metrics = metrics
-        self._under_way: set[asyncio.Task[str]] = set()
+        self._commits: Commits[str] = Commits()
 
     async def handle_MAIL(
         self, server: Receiver, session: Session, envelope: Transaction, address: str, options: list[str]
@@ -116,13 +114,8 @@ class InboundHandler:
 
     async def handle_DATA(self, server: Receiver, session: Session, envelope: Transaction) -> Reply:
         mail = self._mail(server.client, envelope, time.time())
-        keeping = asyncio.get_running_loop().create_task(self._store.keep(mail))
-        self._under_way.add(keeping)
-        server.share.keep_until(keeping)
-        keeping.add_done_callback(self._kept)
-        try:
-            entry = await asyncio.shield(keeping)
-        except Exception:  # said by _kept; the other side tries again
+        entry = await self._commits.outcome(self._store.keep(mail), server.share)
+        if entry is None:
             return replies.QUEUE_DOWN
         if not entry:
             return replies.QUEUE_FULL
@@ -145,20 +138,9 @@ class InboundHandler:
             content=trace.received(client, self.hostname, mail_id, now) + completion.from_outside(transaction.content),
         )
 
-    def _kept(self, keeping: asyncio.Task[str]) -> None:
-        """Looks at the outcome, so that nothing is lost in silence when nobody waits."""
-        self._under_way.discard(keeping)
-        error = None if keeping.cancelled() else keeping.exception()
-        if isinstance(error, QueueDown):
-            log.warning("queue down", text=str(error)[:_TEXT_LIMIT])
-        elif error is not None:
-            log.error("keeping failed", exc_info=error)
-
     async def settle(self, timeout: float) -> bool:
-        """Wait for what is being kept; False when some of it still is after `timeout` seconds."""
-        if self._under_way:
-            await asyncio.wait(set(self._under_way), timeout=timeout)
-        return not self._under_way
+        """See :meth:`Commits.settle`."""
+        return await self._commits.settle(timeout)
 
     def rejected(self, server: Receiver, transaction: Transaction, reply: Reply, recipient: str | None = None) -> None:
         """Refusals are counted where they are said. No events: anybody on the Internet may cause them."""

@@ -153,7 +153,7 @@ class RecordingStore:
 
     accepting: bool = True
     verdict: str = "1-0"
-    failure: Exception | None = None
+    failure: BaseException | None = None
     mails: list[Returned] = field(default_factory=list)
 
     async def keep(self, mail: Returned) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -131,6 +132,8 @@ def test_codes_when_it_cannot_be_kept(key: Path) -> None:
             store.verdict = ""
             assert (await client.transaction(to="abuse@relay.test")).startswith("452 4.3.1 queue full")
             store.failure = QueueDown("gone")
+            assert (await client.transaction(to="abuse@relay.test")).startswith("451 4.3.0")
+            store.failure = asyncio.CancelledError()
             assert (await client.transaction(to="abuse@relay.test")).startswith("451 4.3.0")
             big = "x" * 70 + "\r\n"
             assert (await client.transaction(big * 40, to="abuse@relay.test")).startswith("552 5.3.4")
