@@ -49,8 +49,18 @@ def warnings(settings: Settings) -> list[Problem]:
     for index, account in enumerate(settings.accounts):
         if not account.senders:
             found.append(Problem(f"accounts[{index}].senders", NO_SENDERS.format(account.name)))
+        if nowhere := no_way_back(settings, account):
+            found.append(Problem(f"accounts[{index}].return_path", nowhere))
     found += routes.warnings(settings)
     return found
+
+
+def no_way_back(settings: Settings, account: AccountSettings) -> str:
+    """What to say when bounces of an account's mail come to nobody, unless on another host; "" = they are taken."""
+    domain, taken = account.return_path, {domain.lower() for domain in settings.inbound.domains}
+    if domain is None or domain.lower() in taken:
+        return ""
+    return f"{domain} is none of inbound.domains: no bounce to it is taken here"
 
 
 def network_problem(text: str) -> str:

@@ -75,6 +75,8 @@ class Register:
                 typer.echo(check.NO_SENDERS.format(account.name), err=True)
             elif "*" in account.senders:
                 typer.echo(f"{account.name} may send as anybody", err=True)
+            if nowhere := check.no_way_back(self.loaded.settings, account):
+                typer.echo(f"{account.name}: {nowhere}", err=True)
             if account.password_hash and not under_tls:
                 typer.echo(
                     f"{account.name} cannot sign in: AUTH is offered under TLS only, and no listener has it", err=True

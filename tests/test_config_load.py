@@ -85,6 +85,15 @@ def test_warnings(tmp_path: Path) -> None:
     )
     path.write_text("[delivery]\nsandbox = true\n" + accounts + 'senders = ["*"]\n')
     assert load(path, {}).warnings == ()
+    inbound = (
+        '[signing]\nreturn_path_key = "k"\n[inbound]\ndomains = ["Bounces.agency.pe"]\n[delivery]\nsandbox = true\n'
+    )
+    path.write_text(inbound + accounts + 'senders = ["*"]\nreturn_path = "bounces.agency.PE"\n')
+    assert load(path, {}).warnings == ()
+    path.write_text(inbound + accounts + 'senders = ["*"]\nreturn_path = "bounce.agency.pe"\n')
+    assert load(path, {}).warnings == (
+        "accounts[0].return_path: bounce.agency.pe is none of inbound.domains: no bounce to it is taken here",
+    )
 
 
 def test_leaves_mask_secrets() -> None:
