@@ -1,6 +1,7 @@
 """What a submission server adds to a header and takes out of it (RFC 6409 §8). Pure.
 
-Out: X-Tambo-* (they spoke to us), Bcc and Resent-Bcc (RFC 5322 §3.6.3), Return-Path (RFC 5321 §4.4: the last hop's).
+Out: X-Tambo-* (they spoke to us), Bcc and Resent-Bcc (RFC 5322 §3.6.3), Return-Path (RFC 5321 §4.4: the last hop's),
+and blanks before the colon of any field.
 In: Date, Message-ID and, where asked for, Feedback-ID, when the sender gave none.
 """
 
@@ -66,6 +67,8 @@ def completed(
         unwanted += have.get(name, ())
     if account.hide_client:
         unwanted += have.get(b"received", ())  # counted as hops by now
+    gone = set(unwanted)
+    unwanted += headers.blanks(content, (field for field in header.fields if field not in gone))
     if len(unwanted) > 1:
         unwanted.sort(key=lambda field: field.start)
     added = ""

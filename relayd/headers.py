@@ -20,6 +20,7 @@ FIELDS_LIMIT = 10_000
 _NAME = rb"([!-9;-~]{1,990}+)[ \t]{0,7}+:"
 _FIELD = re.compile(_NAME + rb"[^\n]*+\n(?:[ \t][^\n]*+\n)*+")
 _FIELD_BEGINS = re.compile(_NAME)
+_COLON = ord(":")
 
 
 class Field(NamedTuple):
@@ -76,8 +77,18 @@ def body(content: bytes, field: Field) -> bytes:
     return raw_body(content, field).replace(b"\r\n", b"").strip(b" \t")
 
 
+def blanks(content: bytes, fields: Iterable[Field]) -> list[Field]:
+    """The blanks between a name and its colon, for :func:`edited`. RFC 5322 §4.5 has them to be read only: some readers
+    take such a line for the end of the header, and verifiers of DKIM give up on it."""
+    return [
+        Field(b"", at, content.index(b":", at))
+        for name, start, _ in fields
+        if content[(at := start + len(name))] != _COLON
+    ]
+
+
 def edited(content: bytes, header: Header, unwanted: Iterable[Field] = (), added: bytes = b"") -> bytes:
-    """Content without the fields `unwanted` (in their order) and with the lines `added` at the end of its header,
+    """Content without `unwanted` (fields or parts of them, apart and in their order) and with the lines `added` at the end of its header,
     which is closed by an empty line if it was not.
 
     Without that line a field put on top (Received) would swallow a body that began without one.

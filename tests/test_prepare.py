@@ -19,6 +19,8 @@ from relayd.policy import Client
 from relayd.prepare import Keys, Preparation, Prepared, Terms
 from relayd.replies import Reply
 from signing.dkim import Key, Signer
+from signing.proof import verify
+from signing.record import text
 from signing.return_path import ReturnPaths
 
 NOW = 1_795_224_326.7  # Sat, 21 Nov 2026 01:25:26 UTC
@@ -64,6 +66,15 @@ def test_what_is_missing_comes_and_what_nobody_should_see_goes() -> None:
         b"Message-ID: <" + envelope.id.encode() + b"@relay.test>\r\nFeedback-ID: c1:app:bulk:tambo\r\n\r\nBcc: body\r\n"
     )
     assert (envelope.recipients, envelope.campaign) == (("c@d.example", "e@f.example"), "c1")
+
+
+def test_blanks_before_a_colon_go_since_readers_end_the_header_there() -> None:
+    fields = b"Subject : x\r\n y : z\r\nBcc : s@d.example\r\nX-Tambo-Campaign\t: c\r\nFROM \t : a@b.example\r\n"
+    found = fine(fields + PLAIN.partition(b"\r\n")[2] + b"\r\nText : \r\n", keys=Keys(SIGNER))
+    kept = b"Subject: x\r\n y : z\r\nFROM: a@b.example\r\nDate: x\r\nMessage-ID: <1@b>\r\n\r\nText : \r\n"
+    assert below_trace(found).endswith(b"\r\n" + kept)
+    assert verify(below_trace(found), {key.name: text(key) for key in SIGNER.keys}.get) == ""
+    assert found.message.envelope.campaign == "c"
 
 
 def test_what_the_sender_gave_stays() -> None:
