@@ -143,9 +143,17 @@ class Accounts:
             return None
         return account
 
-    def renewed(self, account: AccountSettings) -> AccountSettings:
-        """The account as it is now, for who authenticated as it before; one that is gone counts as disabled."""
-        return self.by_name(account.name) or account.model_copy(update={"disabled": True})
+    def renewed(self, account: AccountSettings, address: str, now: float) -> AccountSettings | None:
+        """The account as it is now (Unix s), for who authenticated as it before; one that is gone counts as disabled.
+        None: its password does not count any more, or not from this client address."""
+        found = self.by_name(account.name)
+        if found is None:
+            return account.model_copy(update={"disabled": True})
+        if found is account or found.disabled:
+            return found
+        known = set(account.hashes(now))
+        counts = found.login is not None and self.by_user(found.login, address) is found
+        return found if counts and known.intersection(found.hashes(now)) else None
 
     @property
     def holders(self) -> Sequence[AccountSettings]:

@@ -61,7 +61,7 @@ class Submitter(Protocol):
     share: Share
     rejected_events: int
 
-    def renew(self) -> None: ...
+    def renew(self) -> Reply | None: ...
 
 
 class SubmissionHandler:
@@ -77,9 +77,8 @@ class SubmissionHandler:
     async def handle_MAIL(
         self, server: Submitter, session: Session, envelope: Transaction, address: str, options: list[str]
     ) -> Reply:
-        server.renew()
-        client = server.client
-        refusal = policy.may_submit(client) or policy.check_reverse_path(address, envelope.smtp_utf8)
+        gone, client = server.renew(), server.client
+        refusal = gone or policy.may_submit(client) or policy.check_reverse_path(address, envelope.smtp_utf8)
         refusal = refusal or policy.may_send_as(client.account, address)
         if refusal is None and not self._queue.accepting:
             refusal = replies.NOT_ACCEPTING

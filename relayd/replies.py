@@ -40,6 +40,7 @@ TOO_MANY_FROM_ADDRESS = Reply(421, "4.7.0", "too many connections from your addr
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "too many errors", "errors")
 TOO_MANY_COMMANDS = Reply(421, "4.7.0", "too many commands in one session, connect again", "commands")
 TOO_MANY_FAILED_AUTH = Reply(421, "4.7.0", "too many failed authentications", "auth")
+PASSWORD_GONE = Reply(421, "4.7.0", "the password does not count any more, connect again", "auth")
 SHUTTING_DOWN = Reply(421, "4.3.2", "shutting down, connect again", "shutdown")
 IDLE = Reply(421, "4.4.2", "idle for too long", "idle")
 CONTENT_TOO_SLOW = Reply(421, "4.4.2", "content took too long", "idle")

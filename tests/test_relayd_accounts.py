@@ -109,6 +109,38 @@ def test_open_sessions_see_changes_at_their_next_mail(certificate: Certificate) 
     run(scenario())
 
 
+OTHER = PasswordHasher(1, 8, 1).hash("another password")
+
+
+@pytest.mark.parametrize(
+    ("changes", "goes_on"),
+    [
+        ({"password_hash": OTHER}, False),
+        ({"password_hash": None}, False),
+        ({"password_networks": ["10.0.0.0/24"]}, False),
+        ({"password_networks": ["127.0.0.0/24"]}, True),
+        ({"password_hash": OTHER, "previous_hash": HASH, "previous_until": "2099-01-01T00:00:00Z"}, True),
+        ({"password_hash": OTHER, "previous_hash": HASH, "previous_until": "2001-01-01T00:00:00Z"}, False),
+    ],
+)
+def test_a_session_lives_as_long_as_its_password(certificate: Certificate, changes: Any, goes_on: bool) -> None:
+    async def scenario() -> None:
+        tls = str(certificate.certificate), str(certificate.key)
+        async with listening(settings_=settings(tls=tls, network=False)) as house:
+            house.relayd.keep(stored(1, account("kept", password_hash=HASH)))
+            client = await signed_in(house)
+            assert (await client.transaction()).startswith("250 ")
+            house.relayd.keep(stored(2, account("kept", **{"password_hash": HASH, **changes})))
+            reply = await client.ask("MAIL FROM:<a@b.example>")
+            if goes_on:
+                assert reply == "250 2.1.0 ok"
+            else:
+                assert reply == "421 4.7.0 the password does not count any more, connect again"
+                assert await client.reply() == ""
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("changes", [{"disabled": True}, {"password_networks": ["10.0.0.0/24"]}])
 def test_a_password_that_does_not_count_is_a_wrong_password(certificate: Certificate, changes: Any) -> None:
     async def scenario() -> None:

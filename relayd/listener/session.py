@@ -6,6 +6,7 @@ Replaces aiosmtpd's loop. The verbs themselves are in the files beside this one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -142,13 +143,19 @@ class SessionProtocol(Connection):
         self.envelope = self._create_envelope()
         self.busy = False
 
-    def renew(self) -> None:
-        """The account with its grants as they are now: asked for at each mail transaction."""
-        known = self.account if self.authenticated else None
-        account = self.around.accounts.renewed(known) if known is not None else self._account_by_network()
+    def renew(self) -> Reply | None:
+        """The account with its grants as they are now: asked for at each mail transaction. A Reply ends the session."""
+        account = self.account
+        if not self.authenticated:
+            account = self._account_by_network()
+        elif account is not None:
+            account = self.around.accounts.renewed(account, self.address, time.time())
+            if account is None:
+                return replies.PASSWORD_GONE
         if account is not self.account:
             self.account = account
             self.introduce()
+        return None
 
     @property
     def size_limit(self) -> int:

@@ -49,6 +49,8 @@ class TransactionVerbs(HelloVerbs):
         if reply.code == 250:
             self.busy = True
             self.began = self.loop.time()
+        if reply.code == 421:
+            self.hang_up(reply)
         self.say(reply)
 
     def _check_mail(self, parsed: arguments.PathArgument) -> Reply | None:
