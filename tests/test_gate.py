@@ -297,3 +297,27 @@ def test_caps_behind_a_balancer_are_the_clients() -> None:
             )
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("addresses", "refused"),
+    [
+        (("2001:db8::1", "2001:db8::2"), True),  # one host has them all
+        (("2001:db8::1", "2001:db8:0:1::1"), False),
+        (("fd00::1", "fd00::2"), False),  # a network of ours: many hosts
+        (("192.0.2.1", "192.0.2.2"), False),
+        (("192.0.2.1", "192.0.2.1"), True),
+    ],
+)
+def test_whom_the_cap_of_an_address_counts_together(addresses: tuple[str, str], refused: bool) -> None:
+    census = gate.Census()
+    for _ in addresses:
+        assert census.join("a", 9, None) is None
+    assert census.claim(addresses[0], 1) is None
+    assert (census.claim(addresses[1], 1) is not None) == refused
+    census.leave("a", addresses[0])
+    assert census.claim(addresses[1], 2) is None
+    census.leave("a", addresses[1])
+    if not refused:
+        census.leave("a", addresses[1])
+    assert not census._by_address

@@ -19,6 +19,8 @@ from typing import Protocol, cast
 
 import structlog
 
+from config.addresses import is_inside
+from mailqueue.failures import client_network
 from relayd import replies
 from relayd.listener.connection import HANDSHAKE_SECONDS, Arrival, Connection
 from relayd.listener.proxy import Header, Malformed, Unsaid
@@ -50,9 +52,10 @@ class Census:
 
     def claim(self, address: str, most_per_address: int) -> Reply | None:
         """Count a joined connection to its client, or the refusal."""
-        if self._by_address[address] >= most_per_address:
+        party = _party(address)
+        if self._by_address[party] >= most_per_address:
             return replies.TOO_MANY_FROM_ADDRESS
-        self._by_address[address] += 1
+        self._by_address[party] += 1
         return None
 
     def leave(self, listener: str, address: str | None) -> None:
@@ -60,9 +63,18 @@ class Census:
         self.total -= 1
         self._by_listener[listener] -= 1
         if address is not None:
-            self._by_address[address] -= 1
-            if self._by_address[address] <= 0:
-                del self._by_address[address]
+            party = _party(address)
+            self._by_address[party] -= 1
+            if self._by_address[party] <= 0:
+                del self._by_address[party]
+
+
+def _party(address: str) -> str:
+    """What connections of a client count under: a public IPv6 address by its /64, for that is what one host has; in a
+    network of ours each host by its own."""
+    if ":" not in address or is_inside(ipaddress.IPv6Address(address)):
+        return address
+    return client_network(address)
 
 
 def plain_address(peer: object) -> str:
