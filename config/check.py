@@ -86,7 +86,7 @@ def _no_syntax(text: str) -> str:
 
 
 def _networks(accounts: Iterable[Placed]) -> Iterator[Problem]:
-    seen: list[tuple[str, IPNetwork]] = []
+    taken = _Taken()
     for where, account in accounts:
         for index, text in enumerate(account.password_networks):
             if wrong := _no_syntax(text):
@@ -96,11 +96,29 @@ def _networks(accounts: Iterable[Placed]) -> Iterator[Problem]:
             if wrong := network_problem(text):
                 yield Problem(key, wrong)
                 continue
-            network = ipaddress.ip_network(text)
-            for other, taken in seen:
-                if taken.version == network.version and taken.overlaps(network):
-                    yield Problem(key, f"{text} overlaps {taken} of {other}; a client address belongs to one account")
-            seen.append((key, network))
+            for other, network in taken.overlapping(ipaddress.ip_network(text), key):
+                yield Problem(key, f"{text} overlaps {network} of {other}; a client address belongs to one account")
+
+
+class _Taken:
+    """Client networks so far. Of two that overlap one holds the other: a look-up for each prefix length finds it."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[str, IPNetwork]] = []
+        self._same: dict[IPNetwork, list[int]] = {}
+        self._held: dict[IPNetwork, list[int]] = {}  # network → those that it holds, itself not counted
+
+    def overlapping(self, network: IPNetwork, key: str) -> list[tuple[str, IPNetwork]]:
+        """(key, network) of earlier ones that overlap this one, which is taken from now on."""
+        shortest = LONGEST_PREFIX[network.version]
+        above = [network.supernet(new_prefix=length) for length in range(shortest, network.prefixlen)]
+        found = [*self._same.get(network, ()), *self._held.get(network, ())]
+        for one in above:
+            found += self._same.get(one, ())
+            self._held.setdefault(one, []).append(len(self._all))
+        self._same.setdefault(network, []).append(len(self._all))
+        self._all.append((key, network))
+        return [self._all[number] for number in sorted(found)]
 
 
 def _identities(accounts: Sequence[Placed]) -> Iterator[Problem]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from config import check
 from config.load import ConfigError, load
 from config.schema import fields_of
 from config.settings import AccountSettings, ListenerSettings, Settings
@@ -284,3 +289,30 @@ def test_a_bad_providers_file_is_a_problem_of_the_configuration(tmp_path: Path) 
     path.write_text('[delivery]\nproviders = "own.toml"\n')
     found = problems_of(path)
     assert found[0].startswith(f"{tmp_path}/own.toml: default.conections: unknown key (did you mean connections?)")
+
+
+PIECES = st.sampled_from(["10.0.0.0/16", "10.0.0.0/17", "10.0.128.0/17", "10.0.7.0/24", "10.0.7.9/32", "10.1.0.0/24", "fd00::/48", "fd00:0:0:1::/64"])  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=8))
+def test_overlapping_networks_are_those_that_overlap(networks: list[str]) -> None:
+    placed = [(f"a{n}", AccountSettings(name=f"a{n}", networks=(text,))) for n, text in enumerate(networks)]
+    found = [(one.key, one.text) for one in check.account_problems(Settings(), placed)]
+    parsed = [ip_network(text) for text in networks]
+    wanted = [
+        (f"a{n}.networks[0]", f"{one} overlaps {other} of a{m}.networks[0]; a client address belongs to one account")
+        for n, one in enumerate(parsed)
+        for m, other in enumerate(parsed[:n])
+        if one.version == other.version and one.overlaps(other)
+    ]
+    assert found == wanted
+
+
+def test_many_accounts_are_checked_in_proportion() -> None:
+    def cost(count: int) -> float:
+        many = [AccountSettings(name=f"a{n}", networks=(f"10.{n // 250}.{n % 250}.0/24",)) for n in range(count)]
+        began = time.process_time()
+        assert check.account_problems(Settings(), [(one.name, one) for one in many]) == []
+        return time.process_time() - began
+
+    assert min(cost(2000) for _ in range(2)) < 16 * min(cost(250) for _ in range(3))
