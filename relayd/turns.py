@@ -1,4 +1,4 @@
-"""One password at a time, and whose turn it is: who has got in before goes first, and nobody holds more than two places.
+"""One password at a time, and whose turn it is: who has got in before goes first, and no address holds all the places.
 
 argon2 is dear on purpose; this is what keeps a guesser from making it dear for others.
 """
@@ -14,6 +14,7 @@ from typing import Any
 STRANGERS = 32  # waiting at once; at 20 ms each the last one waits two thirds of a second
 KNOWN = 16
 PER_ADDRESS = 2
+KNOWN_PER_ADDRESS = 8  # the accounts of one application server
 
 
 class TooManyWaiting(Exception):
@@ -23,20 +24,26 @@ class TooManyWaiting(Exception):
 class Turns:
     """One per process, used from its loop only."""
 
-    def __init__(self, strangers: int = STRANGERS, known: int = KNOWN, per_address: int = PER_ADDRESS) -> None:
+    def __init__(
+        self,
+        strangers: int = STRANGERS,
+        known: int = KNOWN,
+        per_address: int = PER_ADDRESS,
+        known_per_address: int = KNOWN_PER_ADDRESS,
+    ) -> None:
         self._most = {False: strangers, True: known}
-        self._per_address = per_address
+        self._most_of_address = {False: per_address, True: known_per_address}
         self._queues: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
-        self._by_address: Counter[str] = Counter()
+        self._by_address: Counter[tuple[bool, str]] = Counter()
         self._busy = False
 
     @asynccontextmanager
     async def turn(self, address: str, known: bool) -> AsyncIterator[None]:
         """Waits for it. Raises TooManyWaiting at once when the queue, or this address's share of it, is full."""
-        queue = self._queues[known]
-        if len(queue) >= self._most[known] or self._by_address[address] >= self._per_address:
+        queue, whose = self._queues[known], (known, address)
+        if len(queue) >= self._most[known] or self._by_address[whose] >= self._most_of_address[known]:
             raise TooManyWaiting
-        self._by_address[address] += 1
+        self._by_address[whose] += 1
         try:
             await self._wait(queue)
             try:
@@ -44,9 +51,9 @@ class Turns:
             finally:
                 self._next()
         finally:
-            self._by_address[address] -= 1
-            if self._by_address[address] <= 0:
-                del self._by_address[address]
+            self._by_address[whose] -= 1
+            if self._by_address[whose] <= 0:
+                del self._by_address[whose]
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
         if not self._busy:

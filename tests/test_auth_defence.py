@@ -21,7 +21,7 @@ from mailqueue.queue import Queue
 from relayctl.main import app
 from relayd.accounts import Accounts
 from relayd.auth import CACHE_SECONDS, GLIMPSES, AuthBusy, Authenticator, AuthRefused
-from relayd.turns import Shared, TooManyWaiting, Turns
+from relayd.turns import KNOWN_PER_ADDRESS, Shared, TooManyWaiting, Turns
 from tests.conftest import REPOSITORY, Certificate, RedisServer
 from tests.listening import HASH, PASSWORD, Client, Forgiving, RecordingQueue, b64, listening, run, settings
 from tests.queue_kit import eventually
@@ -141,6 +141,21 @@ def test_many_connections_at_once_with_one_password_cost_one_verification(shared
             assert len(calls) == 1
             assert await asyncio.gather(*(attempt(door, BAD) for _ in range(5))) == ["out"] * 5
             assert await attempt(door, BAD) == "refused"  # each has counted
+
+    run(scenario())
+
+
+def test_many_accounts_of_one_application_server_come_back_at_once(shared_redis: RedisServer) -> None:
+    async def scenario() -> None:
+        names = [f"entity{n}" for n in range(KNOWN_PER_ADDRESS)]
+        accounts = [AccountSettings.model_validate({"name": name, "password_hash": HASH}) for name in names]
+        async with books(shared_redis) as (book,):
+            before = Authenticator(Accounts(accounts), book)
+            for name in names:
+                assert await attempt(before, GOOD, name, PASSWORD) == "in"
+            after = Authenticator(Accounts(accounts), book)
+            heard = await asyncio.gather(*(attempt(after, GOOD, name, PASSWORD) for name in names))
+            assert heard == ["in"] * len(names)
 
     run(scenario())
 
