@@ -18,6 +18,7 @@ from delivery.router import Host
 from delivery.session import Session
 from delivery.smarthost import Smarthost, SmarthostSession
 from delivery.tls import BrokenTls, TlsMode, opportunistic_context
+from delivery.wire import deadlines
 
 AnySession = Session | SmarthostSession
 OnLost = Callable[[AnySession, str], None]
@@ -157,7 +158,7 @@ class Doors:
             case "timeout" if failed.phase == "connect":
                 return NoSession(not_connected(failed.text, via), "site", failed.kind)
             case "timeout":
-                seconds = getattr(self.timeouts, failed.phase.value, 0.0)
-                return NoSession(timed_out(failed.phase, seconds, via), "site", failed.kind)
+                seconds = deadlines(self.timeouts)
+                return NoSession(timed_out(failed.phase, seconds[failed.phase], via), "site", failed.kind)
             case _:
                 return NoSession(lost(failed.phase, failed.text, via), "site", failed.kind)

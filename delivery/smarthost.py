@@ -247,7 +247,7 @@ class SmarthostSession:
             raise SessionFailed("auth", Phase.AUTH, f"the smarthost offers none of AUTH {known}")
         verb = getattr(self._client, f"auth_{mechanism.replace('-', '')}")
         secret = password.get_secret_value() if password is not None else ""
-        await self._ask(Phase.AUTH, verb(user, secret, timeout=self._limits[Phase.MAIL]))
+        await self._ask(Phase.AUTH, verb(user, secret, timeout=self._limits[Phase.AUTH]))
 
     def _failed(self, error: Exception) -> SessionFailed:
         """What went wrong while opening, by the phase it went wrong in."""
@@ -298,41 +298,48 @@ class SmarthostSession:
         return await self._content(exchange)
 
     async def _content(self, exchange: Exchange) -> bool:
+        """After 354: the content, the owner's last word, the dot; or a refusal before it, after which nothing can follow."""
         self._phase = Phase.CONTENT
         transaction = exchange.transaction
+        protocol = self._protocol()
+        protocol._response_pending = True  # else what comes before the dot would not be heard
         content = stuffed(transaction.content)
         large = len(content) > BLOCK
         if large:
             view = memoryview(content)
             for start in range(0, len(content), BLOCK):
-                await self._write(bytes(view[start : start + BLOCK]))
-        if transaction.before_dot is not None and not await transaction.before_dot():
+                if not await self._write(protocol, bytes(view[start : start + BLOCK])):
+                    break
+        if transaction.before_dot is not None and not _spoken(protocol) and not await transaction.before_dot():
             return False
-        protocol = self._protocol()
-        exchange.dotted = True
-        self._phase = Phase.END_OF_DATA
         try:
-            protocol.write(b".\r\n" if large else content + b".\r\n")
+            if not _spoken(protocol):
+                self._protocol()
+                exchange.dotted = True
+                self._phase = Phase.END_OF_DATA
+                protocol.write(b".\r\n" if large else content + b".\r\n")
             response = await protocol.read_response(timeout=self._limits[Phase.END_OF_DATA])
         except (SMTPException, OSError) as error:
             raise _Lost(self._why(error)) from error
-        reply = self._reply(response.code, response.message)
-        if reply.intermediate:
-            raise _Lost(f"reply to the final dot: {reply}")
+        reply = self._reply(response.code, response.message, last=True)
+        if reply.intermediate or (reply.positive and not exchange.dotted):
+            raise _Lost(f"reply to {self._phase.value}: {reply}")
         self._dirty = False
-        exchange.settle(reply, Phase.END_OF_DATA)
+        self.closing = self.closing or not exchange.dotted
+        exchange.settle(reply, self._phase)
         return True
 
-    async def _write(self, block: bytes) -> None:
-        protocol = self._protocol()
+    async def _write(self, protocol: SMTPProtocol, block: bytes) -> bool:
+        """False when the peer spoke or went away first."""
         try:
             protocol.write(block)
             async with asyncio.timeout(self._limits[Phase.CONTENT]):
                 await protocol._drain_helper()
-        except TimeoutError:
-            raise _Lost(f"no block taken within {self._limits[Phase.CONTENT]:g} s") from None
         except (SMTPException, OSError) as error:
-            raise _Lost(self._why(error)) from error
+            if not _spoken(protocol):
+                took = f"no block taken within {self._limits[Phase.CONTENT]:g} s"
+                raise _Lost(took if isinstance(error, TimeoutError) else self._why(error)) from error
+        return not _spoken(protocol)
 
     def _protocol(self) -> SMTPProtocol:
         protocol = self._client.protocol
@@ -364,21 +371,19 @@ class SmarthostSession:
         response = await asked
         return self._reply(response.code, response.message)
 
-    def _reply(self, code: int, message: str) -> Reply:
+    def _reply(self, code: int, message: str, *, last: bool = False) -> Reply:
+        """``last``: we say nothing more; what comes behind it ends the session, but takes nothing back."""
         if not 200 <= code < 600:
             raise _Lost(f"no SMTP reply: {code} {message[:80]!r}")
         reply = _reply_of(code, message)
         if reply.closing:
             self.closing = True
-        self._check_step()
-        return reply
-
-    def _check_step(self) -> None:
-        """Bytes behind a reply would be taken for the answer to what we say next."""
         protocol = self._client.protocol
-        if protocol is not None and protocol._buffer:
+        if protocol is not None and protocol._buffer:  # it would be taken for the answer to what we say next
             self.closing = True
-            raise _Lost("the peer speaks out of turn")
+            if not last:
+                raise _Lost("the peer speaks out of turn")
+        return reply
 
     def _why(self, error: Exception) -> str:
         if isinstance(error, SMTPTimeoutError):
@@ -397,6 +402,11 @@ class SmarthostSession:
         self.failure = self.failure or "connection closed by the peer"
         if not self._busy and self._on_lost is not None:
             self._on_lost(self, self.failure)
+
+
+def _spoken(protocol: SMTPProtocol) -> bool:
+    """A reply has come, or the end of the connection, before anybody waited for it."""
+    return protocol._response_waiter is None or protocol._response_waiter.done()
 
 
 def stuffed(content: bytes) -> bytes:

@@ -171,6 +171,7 @@ def deadlines(timeouts: TimeoutSettings) -> dict[Phase, float]:
         Phase.EHLO: timeouts.ehlo,
         Phase.STARTTLS: timeouts.starttls,
         Phase.TLS: timeouts.starttls,
+        Phase.AUTH: timeouts.mail,
         Phase.MAIL: timeouts.mail,
         Phase.RCPT: timeouts.rcpt,
         Phase.DATA: timeouts.data,

@@ -25,7 +25,7 @@ from config.settings import RouteSettings
 from delivery.connect import SessionFailed
 from delivery.reply import Phase
 from delivery.smarthost import Smarthost, SmarthostSession
-from tests.smtp_peer import DROP, SILENCE, Peer, peer
+from tests.smtp_peer import DROP, SILENCE, Peer, peer, peer_that
 from tests.test_session import mail, seen, timeouts
 
 OFFERED = {"EHLO": "250-mx.test\r\n250-STARTTLS\r\n250-8BITMIME\r\n250-SIZE 50000000\r\n250 AUTH PLAIN LOGIN"}
@@ -357,6 +357,47 @@ def test_losses(script: Any, phase: str, unknown: bool) -> None:
         assert (await session.send(mail())).recipients[0].lost == session.failure
 
     play(script, story)
+
+
+@pytest.mark.parametrize("behind", ["421 4.3.2 no more", "nonsense"])
+def test_what_comes_behind_the_answer_to_the_dot_does_not_undo_it(behind: str) -> None:
+    """The smarthost has the message: to take that for unknown would send it twice."""
+
+    async def story(server: Peer, session: SmarthostSession) -> None:
+        assert seen(await session.send(mail())) == [(250, "end-of-data")]
+        assert not session.alive
+        await session.quit()
+
+    play({".": f"250 2.0.0 kept\r\n{behind}"}, story)
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+def test_content_is_refused_before_the_dot(hangs_up: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mx.test\r\n")
+        for reply in (b"250 mx.test\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go on\r\n"):
+            await reader.readline()
+            writer.write(reply)
+        await reader.readexactly(100_000)
+        writer.write(b"552 5.3.4 too large\r\n")
+        if not hangs_up:
+            while await reader.read(65_536):
+                pass
+        writer.close()
+
+    async def a_moment() -> bool:
+        await asyncio.sleep(0.1)
+        return True
+
+    async def scenario() -> None:
+        async with peer_that(serve) as server, session_with(server) as session:
+            session._limits[Phase.END_OF_DATA] = 1.0
+            large = b"0123456789abcd\r\n" * 10_000
+            result = await session.send(mail(content=large, before_dot=a_moment))
+            assert seen(result) == [(552, "content")]
+            assert not session.alive
+
+    uvloop.run(scenario())
 
 
 @pytest.mark.parametrize("reply", ["530 5.7.0 log in first", "535 5.7.8 no", "538 5.7.11 encrypt"])
