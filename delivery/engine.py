@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 from config.providers import ProviderRule, Providers
+from config.routes import PREFIX
 from config.settings import DeliverySettings
 from delivery.attempt import Judge
 from delivery.away import Absences, Away
@@ -85,7 +86,10 @@ class Engine:
         self.idle_seconds = settings.timeouts.idle
         self.recipients = settings.recipients_per_transaction
         for site in self._sites.values():
-            site.lines.configure(self._rule_of(site.route.group), self._sources_of(site.pool))
+            if not site.route.by_smarthost or self._router.routes.named(
+                site.name
+            ):  # a route that is gone opens no more
+                site.lines.configure(self._rule_of(site.route.group), self._sources_of(site.pool))
             site.wake()
         self._reroute()
 
@@ -97,15 +101,19 @@ class Engine:
             self._absences.reached((name, name))
             if site := self._sites.get((name, name)):
                 site.renew()
-        if changed:
-            self._start(self._resume(changed))
+        self._ways = {**self._pools, **{name: self._sources_of(name) for name in self._routes.names()}}
+        if not changed:
+            return
+        for site in self._sites.values():
+            site.let_go(self._routes)
+        self._start(self._resume(changed))
 
     async def _resume(self, routes: Collection[str]) -> None:
         for worker in self._workers:
             try:
                 stops = await worker.stops()
                 for name in sorted(routes & stops.keys()):
-                    if stops[name]:  # else an operator's, until he resumes it
+                    if stops[name] == self._told.get((worker.shard.number, name)):  # else an operator's
                         why = "the route has changed"
                         await worker.send_again(name, Event("resumed", now_ms(), destination=name, reason=why))
             except (QueueDown, ServerAnswer) as down:
@@ -157,7 +165,7 @@ class Engine:
                 await self._room.wait()
                 continue
             try:
-                silent = [*self._stops.silent(self._pools), *self._crowded_routes()]
+                silent = [*self._stops.silent(self._ways), *self._crowded_routes()]
                 tickets, wait, stops = await worker.due(wanted, self._crowded(), silent)
                 if await self._stops.note(worker, stops):
                     self._wake_sites()
@@ -197,7 +205,7 @@ class Engine:
         ]
 
     def _crowded_routes(self) -> list[str]:
-        """The same of smarthost routes, for mail that takes them because of its sender: it lies in any lane."""
+        """The same of smarthost routes; mail that takes them because of its sender lies in any lane."""
         return [
             f"{CLASS_LETTER[class_]} {site.pool}"
             for site in self._sites.values()
@@ -216,14 +224,13 @@ class Engine:
     async def _route(self, worker: Worker, ticket: Ticket) -> None:
         try:
             route = await self._router.route(ticket.destination, ticket.pool)
+            if route.failure is None or route.by_smarthost:
+                ticket = await self._grouped(worker, ticket, route)
             if route.failure is not None:
                 await self._no_route(worker, ticket, route)
                 return
             if not route.by_smarthost:
                 self._absences.reached(("", ticket.destination))
-            if route.group != ticket.group and not route.by_pool:
-                await worker.assign(ticket.destination, route.group)
-                ticket = replace(ticket, group=route.group)
             await self._offer(worker, ticket, route)
         except (QueueDown, LeaseLost) as down:
             log.warning("ticket let go", destination=ticket.destination, why=str(down))
@@ -231,8 +238,20 @@ class Engine:
             self._routing -= 1
             self.room()
 
+    async def _grouped(self, worker: Worker, ticket: Ticket, route: Route) -> Ticket:
+        """The destination lies in the lanes of its group from now on; a stop of a route counts in no other's lanes."""
+        group = route.group
+        if route.by_pool:  # what it is for other mail, but no route of the recipient's
+            group = self._providers.default.name if ticket.group.startswith(PREFIX) else ticket.group
+        if group == ticket.group:
+            return ticket
+        await worker.assign(ticket.destination, group)
+        return replace(ticket, group=group)
+
     async def _offer(self, worker: Worker, ticket: Ticket, route: Route) -> None:
-        if route.by_smarthost and route.smarthost is not self._router.routes.named(route.site):
+        routes = self._router.routes
+        valid = routes.named(route.site) if route.by_smarthost else routes.for_recipient(ticket.destination)
+        if route.smarthost is not valid:
             worker.give_back(ticket)  # a reload came between
             return
         pool = route.site if route.by_smarthost else ticket.pool

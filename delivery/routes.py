@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import SecretStr
 
@@ -35,6 +35,15 @@ class Routes:
     def named(self, name: str) -> Smarthost | None:
         """``name``: "route:…", a pool or a group."""
         return self._smarthosts.get(name)
+
+    def names(self) -> Collection[str]:
+        """ "route:…" of each."""
+        return self._smarthosts.keys()
+
+    def overrule(self, domain: str, name: str) -> bool:
+        """Whether mail for the domain takes a route, and not ``name``."""
+        found = self.for_recipient(domain)
+        return found is not None and found.name != name
 
     def rule(self, name: str) -> ProviderRule | None:
         """What may be open and sent at once."""

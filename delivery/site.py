@@ -25,6 +25,7 @@ from delivery.outcome import Outcome, Via, lost
 from delivery.pool import CHAIN, Source
 from delivery.reply import Phase
 from delivery.router import Route
+from delivery.routes import Routes
 from ipreputation.store import LimitsDown
 from mailqueue.errors import LeaseLost, QueueDown
 from mailqueue.message import CLASSES, QueueItem
@@ -118,6 +119,12 @@ class Site:
         """The way has changed: what waits comes again by the new one."""
         self._give_up_tickets()
         self.lines.renew()
+
+    def let_go(self, routes: Routes) -> None:
+        """Tickets that take another way now are given back; open sessions go on with the others."""
+        for held in [held for held in self.tickets if routes.overrule(held.ticket.destination, self.name)]:
+            self.tickets.remove(held)
+            held.worker.give_back(held.ticket)
 
     def crowded(self, class_: str) -> bool:
         """No more tickets of this class now; a better class is never kept out by a lesser one."""

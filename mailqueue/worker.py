@@ -278,8 +278,8 @@ class Worker:
         return await self._marks.add((item, item.message.envelope.unknown))
 
     async def stop_sending(self, key: str, until: int, reason: str, event: Event | None = None) -> None:
-        """suspend: see lua/stop.lua for the keys; ``until`` Unix ms, 0 = until resumed."""
-        await self.shard.run("stop", ["suspend", key, until, reason, event.to_json() if event else b""])
+        """Until Unix ms ``until``, or longer where somebody said so; see lua/stop.lua for the keys."""
+        await self.shard.run("stop", ["away", key, until, reason, event.to_json() if event else b""])
 
     async def send_again(self, key: str, event: Event) -> None:
         """resume: the same key."""

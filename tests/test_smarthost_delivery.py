@@ -16,8 +16,9 @@ from config.settings import RouteSettings
 from delivery.router import NextHopPolicy, Refusal
 from delivery.routes import Routes
 from mailqueue import inspect
+from mailqueue.server import info_map
 from tests.delivery_kit import Rig, rig
-from tests.smtp_peer import DROP, Peer, listening
+from tests.smtp_peer import DROP, SILENCE, Peer, listening
 from tests.test_engine import another_engine, empty, put
 
 PLAIN = {"EHLO": "250-mx.test\r\n250-STARTTLS\r\n250-SIZE 50000000\r\n250-8BITMIME\r\n250 AUTH PLAIN"}
@@ -304,6 +305,106 @@ def test_a_destination_whose_mx_hosts_are_down_is_no_matter_to_a_route(play: Any
         assert server.recipients() == ["b@gob.test"], "what an operator suspends is suspended on every way"
 
     play(story, BY_ACCOUNT)
+
+
+async def scripts_run(it: Rig, seconds: float) -> int:
+    """How many scripts the queue's server has run in so many seconds."""
+
+    async def count() -> int:
+        facts = info_map(await it.queue.shards[0].command("INFO", "commandstats"))
+        return int(facts["cmdstat_evalsha"].removeprefix("calls=").partition(",")[0])
+
+    before = await count()
+    await asyncio.sleep(seconds)
+    return await count() - before
+
+
+def test_a_route_without_an_address_is_not_asked_for_ever(play: Any) -> None:
+    """The destination lies in the route's lane though nobody ever got there."""
+
+    async def story(it: Rig, server: Formal) -> None:
+        it.engine._absences._steps = (60.0,)
+        await put(it, "u%d@gob.test", count=20)
+        await it.until({"suspended": 1, "deferred": 1})
+        assert await scripts_run(it, 1.0) < 30
+        counts = await it.until()
+        assert (counts["suspended"], counts["deferred"], counts["bounced"]) == (1, 1, 0)
+
+    play(story, {**BY_RECIPIENT, "host": "nowhere.test"})
+
+
+def test_no_recipient_route_any_more_for_mail_of_a_senders(play: Any, certificate: Any) -> None:
+    async def story(it: Rig, server: Formal) -> None:
+        await put(it, "a@gob.test")
+        await it.until({"delivered": 1})
+        await it.queue.suspend("route:other", reason="maintenance")
+        take_over(it, server.routes(certificate, {**BY_ACCOUNT, "name": "other"}))
+        await put(it, "b@gob.test", pool="route:other")
+        await asyncio.sleep(0.3)
+        assert server.recipients() == ["a@gob.test"], "the operator stopped the other one"
+        assert await scripts_run(it, 1.0) < 30
+        assert await it.queue.resume("route:other")
+        await it.until({"delivered": 2})
+
+    play(story, BY_RECIPIENT, {**BY_ACCOUNT, "name": "other"})
+
+
+@pytest.mark.parametrize("way", ["recipient", "sender"])
+def test_every_source_of_a_routes_pool_is_stopped(play: Any, way: str) -> None:
+    """Its mail waits, untouched and unasked; that the sources of the account's pool are stopped is no matter to it."""
+
+    async def story(it: Rig, server: Formal) -> None:
+        await it.queue.suspend("source:127.0.1.9")
+        await put(it, "u%d@gob.test", count=5, pool="default" if way == "recipient" else "route:formal")
+        await asyncio.sleep(0.5)
+        assert await scripts_run(it, 1.0) < 30
+        await it.queue.suspend("source:127.0.1.1")
+        await it.queue.resume("source:127.0.1.9")
+        counts = await it.until({"delivered": 5}, seconds=10)
+        assert counts["deferred"] == 0
+
+    pools = [
+        {"name": "default", "sources": [{"address": "127.0.1.1"}]},
+        {"name": "inner", "sources": [{"address": "127.0.1.9"}]},
+    ]
+    play(story, {**(BY_RECIPIENT if way == "recipient" else BY_ACCOUNT), "pool": "inner"}, pools=pools)
+
+
+def test_an_operators_word_outlives_a_failure(play: Any, certificate: Any) -> None:
+    """What delivery suspends for a minute does not end what an operator has suspended for longer, nor does a reload."""
+
+    async def story(it: Rig, server: Formal) -> None:
+        await put(it, "u%d@gob.test", count=3, pool="route:formal")
+        await asyncio.wait_for(server.asked.wait(), 5)  # a session is being opened
+        await it.queue.suspend("route:formal", 3600, reason="maintenance")
+        stops = await it.queue.workers()[0].stops()
+        server.script["EHLO"] = KNOWN["EHLO"]
+        for writer in server.writers:
+            writer.transport.abort()
+        await asyncio.sleep(1.5)
+        assert await it.queue.workers()[0].stops() == stops
+        take_over(it, server.routes(certificate, {**BY_ACCOUNT, "connections": 2}))
+        await asyncio.sleep(0.5)
+        assert await it.queue.workers()[0].stops() == stops
+        assert server.messages == []
+        assert await it.queue.resume("route:formal")
+        await it.until({"delivered": 3})
+
+    play(story, BY_ACCOUNT, script={"EHLO": SILENCE}, timeouts={"ehlo": 5, "idle": 1})
+
+
+def test_a_new_route_counts_for_mail_that_waits_at_mx_hosts(play: Any, certificate: Any) -> None:
+    async def story(it: Rig, server: Formal) -> None:
+        await it.sandbox.set_behaviour("gob.test", "slow")
+        await put(it, "u%d@gob.test", count=200)
+        await it.until({"delivered": 1})
+        take_over(it, server.routes(certificate, BY_RECIPIENT))
+        before = (await it.until())["delivered"]
+        await it.until({"delivered": 200})
+        late = [event for event in await it.events("delivered") if event.provider == "route:formal"]
+        assert len(late) >= 200 - before - 32, "all but what was under way"
+
+    play(story)
 
 
 def test_a_crowd_for_one_route_keeps_nobody_else_waiting(play: Any) -> None:

@@ -2,7 +2,8 @@
 -- destination until its lease runs out; items stay where they are.
 -- KEYS: prefix, events. ARGV: lease ms, quantum (items a ticket is charged for at most), wanted emergency, wanted
 -- transactional, wanted bulk, b, b × lane without capacity, p, p × pool all of whose sources are stopped (its flows
--- are looked at again in five seconds) or "<class letter> <pool>" without capacity (in half a second).
+-- are looked at again in five seconds) or "<class letter> <pool>" without capacity (in half a second). In lanes of a
+-- group "route:<name>" that is the pool of all flows.
 -- Returns: ms until the next time worth a look (0 = more is due now; -1 = when the bell rings), version of the source
 -- stops, then per ticket: class letter, group, flow, destination, items due, pool.
 -- Invariant: in a lane the ready flow with the least virtual time is served next; a flow's price is the number of
@@ -48,9 +49,8 @@ local function ticket(lane, class, group)
     local flow = first[1]
     local till = flow_stop(flow, group)
     if not till and next(silent) then
-      local pool = flow_facts(flow)[3] or ''
-      till = silent[pool] and now + 5000
-        or string.sub(group, 1, 6) ~= 'route:' and silent[class .. ' ' .. pool] and now + 500
+      local pool = string.sub(group, 1, 6) == 'route:' and group or flow_facts(flow)[3] or ''
+      till = silent[pool] and now + 5000 or silent[class .. ' ' .. pool] and now + 500
     end
     if till then
       leave_turn(lane, flow, first[2])

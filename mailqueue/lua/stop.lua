@@ -1,10 +1,11 @@
 -- stop: suspensions, which never touch an item.
 -- KEYS: prefix, events. ARGV: verb, key, until ms (0 = until resumed), reason, event.
---   verb suspend | resume; key = flow:<id> | account:<name> | campaign:<account>/<name> | provider:<group> |
---   source:<address> | destination:<domain> | route:<name> (flows of that pool, and lanes of that group)
+--   verb suspend | resume | away (as suspend, unless it is suspended so long already); key = flow:<id> |
+--   account:<name> | campaign:<account>/<name> | provider:<group> | source:<address> | destination:<domain> |
+--   route:<name> (flows of that pool, and lanes of that group)
 --   verb group, key = <domain>, until = the provider group it belongs to
 --   verb forget, then n × (hash "sus" or "stop", field, value): taken out where it is still so and its time is over
--- Returns 1, or 0 when there was nothing to resume; forget: how many it took out.
+-- Returns 1, or 0 when there was nothing to do; forget: how many it took out.
 -- A destination's reason that begins with "mx: " is delivery's: it does not hold for mail of a smarthost route.
 -- Only destinations live outside `stop`: in `sus`, looked up when their turn comes.
 local verb, key, till, reason = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -50,8 +51,12 @@ if verb == 'group' then
   return 1
 end
 
+if verb == 'away' then
+  local there = tonumber(string.match(call('HGET', P .. (domain and 'sus' or 'stop'), domain or key) or '', '^%d+'))
+  if there and (there == 0 or there >= tonumber(till)) then return 0 end
+end
 local changed = 1
-if verb == 'suspend' then
+if verb ~= 'resume' then
   if domain then
     call('HSET', P .. 'sus', domain, (till == '0' and '2900000000000000' or till) .. ' ' .. reason)
   else
