@@ -101,6 +101,7 @@ class Lines:
         self._resting: dict[str, float] = {}  # source → until
         self._limits: dict[str, Limits] = {}
         self._renewals = 0
+        self._paused_until = 0.0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -244,11 +245,11 @@ class Lines:
         self._ground.metrics.refused.labels(source.address, refusal.kind).inc()
         if refusal.blame == "us":
             log.warning("no port left", source=source.address, text=refusal.outcome.diagnostic)
-            self.connect_after = now() + PAUSE_SECONDS
+            self._pause(PAUSE_SECONDS)
         elif refusal.blame == "source":
             self.rest(source, refusal.outcome.diagnostic, refusal.kind)
         elif self._open:  # others got in: no more than these, for a while
-            self.connect_after = now() + 5 * PAUSE_SECONDS
+            self._pause(5 * PAUSE_SECONDS)
         elif self.opening <= 1:
             await self._failed(refusal.outcome)
 
@@ -257,6 +258,13 @@ class Lines:
         seconds = REST_SECONDS.get(kind, 60.0)
         self._resting[source.address] = now() + seconds
         log.warning("source rests", source=source.address, site=self._name, seconds=seconds, why=why)
+
+    def freed(self) -> None:
+        """A limit has room; a slot of a session that came to nothing is no reason to knock again."""
+        self.connect_after = self._paused_until
+
+    def _pause(self, seconds: float) -> None:
+        self.connect_after = self._paused_until = now() + seconds
 
     # ── ending ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -279,7 +287,7 @@ class Lines:
         """A session that was lost before it was of any use is a refusal, or we would knock for ever."""
         if line.worked or line.session.alive or self._ground.stopping:
             return
-        self.connect_after = now() + PAUSE_SECONDS
+        self._pause(PAUSE_SECONDS)
         if not self._open and not self.opening:
             via = Via(f"{line.session.host} [{line.session.address}]", line.source.address, line.session.tls)
             why = line.session.failure or "closed before any mail"

@@ -111,7 +111,7 @@ class Site:
 
     def freed(self) -> bool:
         """A limit of ours has room. Whether anybody here wants it."""
-        self.lines.connect_after = 0.0
+        self.lines.freed()
         self.wake()
         return bool(self.tickets)
 
