@@ -5,14 +5,13 @@
     offer     the ticket waits at its site (:mod:`delivery.site`), which opens sessions, claims and sends
     settle    what became of an item goes back to the queue, batched; one log line and the counters go with it
 
-A destination that can't be reached is suspended as a whole: one item is settled as deferred and says why, the others
-stay untouched until the time comes. So is a smarthost route, with all mail that takes it. The engine holds no mail: what it knows is lost with it and costs nothing.
+What can't be reached is suspended as a whole (:mod:`delivery.suspensions`). The engine holds no mail: what it knows is
+lost with it and costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from config.providers import ProviderRule, Providers
 from config.routes import PREFIX
 from config.settings import DeliverySettings
 from delivery.attempt import Judge
-from delivery.away import Absences, Away
+from delivery.away import Absences
 from delivery.doors import Doors
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, unroutable
@@ -32,10 +31,10 @@ from delivery.pool import Source, pools_of
 from delivery.router import Route, Router
 from delivery.site import Held, Site
 from delivery.stops import SourceStops
+from delivery.suspensions import Suspensions, now_ms
 from ipreputation.store import Lease, LimitsDown, LimitStore
 from mailqueue.batch import Batch
 from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
-from mailqueue.events import Event
 from mailqueue.keys import CLASS_LETTER, lane_name
 from mailqueue.logline import say
 from mailqueue.message import CLASSES, QueueItem
@@ -73,8 +72,8 @@ class Engine:
         self._routing = self._in_flight = self._bytes = self._sessions = 0
         self._weights: dict[bytes, int] = {}  # item → its share of the bytes in flight
         self._absences = absences
+        self._suspensions = Suspensions(absences, workers, self)
         self._routes = router.routes
-        self._told: dict[tuple[int, str], int] = {}  # shard, route → the suspension that its event is about
         self._releases: Batch[Lease, None] = Batch(self._release_all, most=200)
         self.configure(settings, providers)
 
@@ -106,18 +105,7 @@ class Engine:
             return
         for site in self._sites.values():
             site.let_go(self._routes)
-        self._start(self._resume(changed))
-
-    async def _resume(self, routes: Collection[str]) -> None:
-        for worker in self._workers:
-            try:
-                stops = await worker.stops()
-                for name in sorted(routes & stops.keys()):
-                    if stops[name] == self._told.get((worker.shard.number, name)):  # else an operator's
-                        why = "the route has changed"
-                        await worker.send_again(name, Event("resumed", now_ms(), destination=name, reason=why))
-            except (QueueDown, ServerAnswer) as down:
-                log.warning("queue away", shard=worker.shard.number, why=str(down))
+        self._start(self._suspensions.resume(changed))
 
     async def run(self) -> None:
         """Until stopped and drained."""
@@ -258,7 +246,7 @@ class Engine:
         key = (pool, route.site)
         away = self._absences.now(key, now_ms())
         if away is not None:
-            await self._wait(worker, ticket, away, route)
+            await self._suspensions.wait(worker, ticket, away, route)
             return
         site = self._sites.get(key)
         if site is None:
@@ -303,12 +291,11 @@ class Engine:
         if route.by_smarthost:
             key = (route.site, route.site)
             away = self._absences.now(key, now_ms()) or self._absences.note(key, outcome, now_ms())
-            await self._wait(worker, ticket, away, route)
+            await self._suspensions.wait(worker, ticket, away, route)
             return
         if not failure.permanent:
-            await self._suspend(
-                worker, ticket, self._absences.note(("", ticket.destination), outcome, now_ms()), ticket.group
-            )
+            away = self._absences.note(("", ticket.destination), outcome, now_ms())
+            await self._suspensions.of_destination(worker, ticket, away, ticket.group)
             return
         left = 1
         while left and not self.stopping:
@@ -324,50 +311,11 @@ class Engine:
         until = round((away.until_ms - now_ms()) / 1000)
         log.warning("site unreachable", site=site.name, times=away.times, seconds=until, why=outcome.diagnostic)
         for one in held:
-            await self._wait(one.worker, one.ticket, away, site.route)
+            await self._suspensions.wait(one.worker, one.ticket, away, site.route)
         self.room()
 
     def reached(self, site: Site) -> None:
         self._absences.reached((site.pool, site.name))
-
-    async def _wait(self, worker: Worker, ticket: Ticket, away: Away, route: Route) -> None:
-        """Its destination is suspended; where it goes by a smarthost, that route is."""
-        if route.by_smarthost:
-            await self._suspend_route(worker, ticket, away, route.site)
-        else:
-            await self._suspend(worker, ticket, away, route.group)
-
-    async def _suspend_route(self, worker: Worker, ticket: Ticket, away: Away, name: str) -> None:
-        """All mail that takes it waits; one item says why, and the tickets go back."""
-        why, shard = away.outcome.diagnostic, worker.shard.number
-        event = None
-        if self._told.get((shard, name)) != away.until_ms:
-            self._told[shard, name] = away.until_ms
-            now = now_ms()
-            log.warning("route suspended", route=name, seconds=round((away.until_ms - now) / 1000), why=why)
-            event = Event("suspended", now, destination=name, provider=name, reason=why, next_at=away.until_ms)
-            await self._defer_one(worker, ticket, away, name)  # before the stop, after which nothing can be claimed
-        await worker.stop_sending(name, away.until_ms, why, event)
-        if event is None:
-            worker.give_back(ticket)
-        if self._absences.forgotten((name, name)):  # a reload came between
-            await self._resume({name})
-
-    async def _suspend(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
-        """The destination waits; one item says why."""
-        now = now_ms()
-        why = away.outcome.diagnostic
-        event = Event(
-            "suspended", now, destination=ticket.destination, provider=provider, reason=why, next_at=away.until_ms
-        )
-        await worker.stop_sending(f"destination:{ticket.destination}", away.until_ms, f"mx: {why}", event)
-        await self._defer_one(worker, ticket, away, provider)
-
-    async def _defer_one(self, worker: Worker, ticket: Ticket, away: Away, provider: str) -> None:
-        claimed = await worker.claim(ClaimRequest(ticket, 1))
-        self.claimed(claimed.items)
-        for item in claimed.items:
-            self.settle(worker, self.judge.settlement(item, away.outcome, provider, now_ms(), due=away.until_ms))
 
     # ── what sites ask of the floor ────────────────────────────────────────────────────────────────────────────
 
@@ -471,7 +419,3 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task broken", error=repr(error), exc_info=error)
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
