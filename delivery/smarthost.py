@@ -11,17 +11,9 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from aiosmtplib import (
-    SMTP,
-    SMTPAuthenticationError,
-    SMTPConnectResponseError,
-    SMTPException,
-    SMTPHeloError,
-    SMTPResponseException,
-    SMTPTimeoutError,
-)
+from aiosmtplib import SMTPException, SMTPResponseException, SMTPTimeoutError
 from aiosmtplib.protocol import SMTPProtocol
 from pydantic import SecretStr
 
@@ -29,13 +21,13 @@ from config.routes import site_of
 from config.settings import RouteSettings, TimeoutSettings
 from delivery.connect import SessionFailed, connect
 from delivery.extensions import Extensions, extensions_of, mail_command, rcpt_command, unfit, unsendable
-from delivery.reply import Phase, Reply, make_reply
+from delivery.reply import Phase, Reply
+from delivery.smarthost_client import LOGIN_WANTED, Client, Lost, failure_of, reply_of, spoken
 from delivery.transaction import Exchange, Transaction, TransactionResult, lose_all, refuse_all
 from delivery.wire import deadlines
 
 BLOCK = 65_536  # bytes of content written at once
 MECHANISMS = ("plain", "login", "cram-md5")  # under verified TLS the simplest is as good as any
-LOGIN_WANTED = frozenset({530, 534, 535, 538})  # RFC 4954 §6: said of us, never of the mail
 
 OnLost = Callable[["SmarthostSession", str], None]
 
@@ -54,36 +46,10 @@ class Smarthost:
         return site_of(self.settings)
 
 
-class _Lost(Exception):
-    """The connection is gone or of no more use."""
-
-
-class _Client(SMTP):
-    """Tells when the connection has gone."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.on_gone: Callable[[], None] | None = None
-
-    def _on_connection_lost(self, protocol: SMTPProtocol) -> None:
-        super()._on_connection_lost(protocol)
-        if not self.gone.done():
-            self.gone.set_result(None)
-            if self.on_gone is not None:
-                self.on_gone()
-
-    def abort(self) -> None:
-        transport = cast(asyncio.Transport | None, self.transport)
-        if transport is not None:
-            transport.abort()
-        self.close()
-
-
 class SmarthostSession:
     """Made by :meth:`open`; attributes and verbs as of ``Session``."""
 
-    def __init__(self, host: str, address: str, source: str | None, client: _Client, timeouts: TimeoutSettings) -> None:
+    def __init__(self, host: str, address: str, source: str | None, client: Client, timeouts: TimeoutSettings) -> None:
         self.host, self.address, self.source = host, address, source
         self.tls = ""
         self.sent = 0
@@ -116,7 +82,7 @@ class SmarthostSession:
         """Connect, TLS, EHLO, AUTH. Raises SessionFailed; kind "auth": the smarthost does not know us."""
         route = smarthost.settings
         connected = await connect(address, route.port, source, timeouts.connect)
-        client = _Client(
+        client = Client(
             hostname=route.host,
             sock=connected,
             local_hostname=hostname,
@@ -163,7 +129,7 @@ class SmarthostSession:
         aborted = False
         try:
             aborted = not await self._transact(exchange)
-        except _Lost as lost:
+        except Lost as lost:
             exchange.lose(str(lost), self._phase)
             self._drop(str(lost))
         except BaseException:
@@ -211,8 +177,8 @@ class SmarthostSession:
                 self.tls = f"{shown('ssl_object').version()} {shown('cipher')[0]}"
             if smarthost.settings.user is not None:
                 await self._log_in(smarthost.settings.user, smarthost.password)
-        except (SMTPException, OSError, _Lost) as error:
-            raise self._failed(error) from error
+        except (SMTPException, OSError, Lost) as error:
+            raise failure_of(error, self._phase) from error
 
     async def _connect(self, smarthost: Smarthost) -> None:
         """Greeting, behind the handshake where TLS is implicit."""
@@ -249,33 +215,13 @@ class SmarthostSession:
         secret = password.get_secret_value() if password is not None else ""
         await self._ask(Phase.AUTH, verb(user, secret, timeout=self._limits[Phase.AUTH]))
 
-    def _failed(self, error: Exception) -> SessionFailed:
-        """What went wrong while opening, by the phase it went wrong in."""
-        phase = self._phase
-        if isinstance(error, SessionFailed):
-            return error
-        text = str(error) or type(error).__name__
-        cause = error.__cause__
-        if isinstance(error, ssl.SSLError) or isinstance(cause, ssl.SSLError):
-            return SessionFailed("tls", Phase.TLS, f"handshake failed: {cause or error}")
-        if isinstance(error, SMTPResponseException) and 200 <= error.code < 600:
-            reply = _reply_of(error.code, error.message)
-            if isinstance(error, SMTPAuthenticationError) or reply.code in LOGIN_WANTED:
-                return SessionFailed("auth", phase, str(reply), reply)
-            if isinstance(error, SMTPConnectResponseError | SMTPHeloError):
-                return SessionFailed("reply", Phase.GREETING if phase is Phase.TLS else phase, str(reply), reply)
-            return SessionFailed("tls", Phase.STARTTLS, str(reply), reply)
-        if isinstance(error, SMTPTimeoutError):
-            return SessionFailed("tls" if phase is Phase.TLS else "timeout", phase, text)
-        return SessionFailed("tls" if phase is Phase.TLS else "lost", phase, text)
-
     # -- a transaction ---------------------------------------------------------------------------------------------
 
     async def _transact(self, exchange: Exchange) -> bool:
-        """False when the owner said no before the dot. Raises _Lost; whoever has no result then is lost."""
+        """False when the owner said no before the dot. Raises Lost; whoever has no result then is lost."""
         transaction = exchange.transaction
         if self._dirty and not (await self._say(Phase.MAIL, "RSET")).positive:
-            raise _Lost("RSET refused")
+            raise Lost("RSET refused")
         self._dirty = False
         reply = await self._say(Phase.MAIL, mail_command(self._extensions, transaction))
         if not reply.positive:
@@ -310,20 +256,20 @@ class SmarthostSession:
             for start in range(0, len(content), BLOCK):
                 if not await self._write(protocol, bytes(view[start : start + BLOCK])):
                     break
-        if transaction.before_dot is not None and not _spoken(protocol) and not await transaction.before_dot():
+        if transaction.before_dot is not None and not spoken(protocol) and not await transaction.before_dot():
             return False
         try:
-            if not _spoken(protocol):
+            if not spoken(protocol):
                 self._protocol()
                 exchange.dotted = True
                 self._phase = Phase.END_OF_DATA
                 protocol.write(b".\r\n" if large else content + b".\r\n")
             response = await protocol.read_response(timeout=self._limits[Phase.END_OF_DATA])
         except (SMTPException, OSError) as error:
-            raise _Lost(self._why(error)) from error
+            raise Lost(self._why(error)) from error
         reply = self._reply(response.code, response.message, last=True)
         if reply.intermediate or (reply.positive and not exchange.dotted):
-            raise _Lost(f"reply to {self._phase.value}: {reply}")
+            raise Lost(f"reply to {self._phase.value}: {reply}")
         self._dirty = False
         self.closing = self.closing or not exchange.dotted
         exchange.settle(reply, self._phase)
@@ -336,33 +282,33 @@ class SmarthostSession:
             async with asyncio.timeout(self._limits[Phase.CONTENT]):
                 await protocol._drain_helper()
         except (SMTPException, OSError) as error:
-            if not _spoken(protocol):
+            if not spoken(protocol):
                 took = f"no block taken within {self._limits[Phase.CONTENT]:g} s"
-                raise _Lost(took if isinstance(error, TimeoutError) else self._why(error)) from error
-        return not _spoken(protocol)
+                raise Lost(took if isinstance(error, TimeoutError) else self._why(error)) from error
+        return not spoken(protocol)
 
     def _protocol(self) -> SMTPProtocol:
         protocol = self._client.protocol
         if protocol is None or not protocol.is_connected:
-            raise _Lost("connection closed by the peer")
+            raise Lost("connection closed by the peer")
         return protocol
 
     # -- commands and replies --------------------------------------------------------------------------------------
 
     async def _say(self, phase: Phase, command: str, *, intermediate: bool = False) -> Reply:
-        """Raises _Lost: no reply, one out of step, or one that says that we are not logged in."""
+        """Raises Lost: no reply, one out of step, or one that says that we are not logged in."""
         self._phase = phase
         try:
             response = await self._client.execute_command(
                 command.removesuffix("\r\n").encode("utf-8"), timeout=self._limits[phase]
             )
         except (SMTPException, OSError) as error:
-            raise _Lost(self._why(error)) from error
+            raise Lost(self._why(error)) from error
         reply = self._reply(response.code, response.message)
         if reply.code in LOGIN_WANTED:
-            raise _Lost(str(reply))
+            raise Lost(str(reply))
         if reply.intermediate is not intermediate and not (intermediate and reply.code >= 400):
-            raise _Lost(f"reply to {phase.value}: {reply}")
+            raise Lost(f"reply to {phase.value}: {reply}")
         return reply
 
     async def _ask(self, phase: Phase, asked: Any) -> Reply:
@@ -374,15 +320,15 @@ class SmarthostSession:
     def _reply(self, code: int, message: str, *, last: bool = False) -> Reply:
         """``last``: we say nothing more; what comes behind it ends the session, but takes nothing back."""
         if not 200 <= code < 600:
-            raise _Lost(f"no SMTP reply: {code} {message[:80]!r}")
-        reply = _reply_of(code, message)
+            raise Lost(f"no SMTP reply: {code} {message[:80]!r}")
+        reply = reply_of(code, message)
         if reply.closing:
             self.closing = True
         protocol = self._client.protocol
         if protocol is not None and protocol._buffer:  # it would be taken for the answer to what we say next
             self.closing = True
             if not last:
-                raise _Lost("the peer speaks out of turn")
+                raise Lost("the peer speaks out of turn")
         return reply
 
     def _why(self, error: Exception) -> str:
@@ -404,19 +350,9 @@ class SmarthostSession:
             self._on_lost(self, self.failure)
 
 
-def _spoken(protocol: SMTPProtocol) -> bool:
-    """A reply has come, or the end of the connection, before anybody waited for it."""
-    return protocol._response_waiter is None or protocol._response_waiter.done()
-
-
 def stuffed(content: bytes) -> bytes:
     """As it goes over the wire, dots doubled (RFC 5321 §4.5.2), without the final dot."""
     doubled = content.replace(b"\r\n.", b"\r\n..")
     if content.startswith(b"."):
         doubled = b"." + doubled
     return doubled if doubled.endswith(b"\r\n") or not doubled else doubled + b"\r\n"
-
-
-def _reply_of(code: int, message: str) -> Reply:
-    lines = ("".join(c if c.isprintable() else " " for c in line) for line in message.split("\n"))
-    return make_reply(code, tuple(lines))

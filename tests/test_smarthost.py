@@ -537,3 +537,5 @@ def test_what_we_lean_on_in_aiosmtplib() -> None:
     assert "self._on_connection_lost" in inspect.getsource(SMTP._create_connection)
     assert inspect.iscoroutinefunction(SMTPProtocol._drain_helper)
     assert "self._buffer = bytearray()" in inspect.getsource(SMTPProtocol.__init__)
+    heard = inspect.getsource(SMTPProtocol.data_received)
+    assert "not self._response_pending or self._response_waiter.done()" in heard, "dropped unless somebody waits"
