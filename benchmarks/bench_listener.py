@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from config import logs
 from config.settings import LogSettings, Settings
-from mailqueue.message import Message
+from mailqueue.message import Message, new_id
 from relayd.server import Relayd
 from tests.listening import Forgiving
 
@@ -40,6 +40,12 @@ class Kept:
 
 class KeepsNothing:
     accepting = True
+
+    def new_id(self, account: str, idempotency_key: str | None = None) -> str:
+        return new_id()
+
+    async def campaigns(self) -> dict[str, set[str]]:
+        return {}
 
     async def put(self, message: Message, **_: object) -> Kept:
         return Kept("queued", message.envelope.id)
@@ -154,12 +160,14 @@ def measure(kind: str, options: argparse.Namespace, *, reuse: bool, pipelined: b
         ours.send("cpu")
         return float(ours.recv())
 
-    uvloop.run(load(options.messages // 10))  # warm
-    before = cpu()
-    uvloop.run(load(options.messages))
-    spent = cpu() - before
-    ours.send(None)
-    process.join()
+    try:
+        uvloop.run(load(options.messages // 10))  # warm
+        before = cpu()
+        uvloop.run(load(options.messages))
+        spent = cpu() - before
+    finally:
+        process.kill()
+        process.join()
     return spent * 1000 / options.messages
 
 
