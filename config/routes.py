@@ -18,11 +18,15 @@ PREFIX = "route:"  # before a route's name: its site, its group and the pool of 
 
 def for_recipient(routes: Sequence[RouteSettings], domain: str) -> RouteSettings | None:
     """The route of a recipient domain, in A-labels or U-labels."""
+    if not routes:
+        return None
     return _by_domain([(route, route.recipient_domains) for route in routes], domain)
 
 
 def for_sender(routes: Sequence[RouteSettings], account_name: str, from_domain: str) -> RouteSettings | None:
     """The route of a message whose author's domain is ``from_domain`` ("" = unknown), else of its account."""
+    if not routes:
+        return None
     found = _by_domain([(route, route.sender_domains) for route in routes], from_domain)
     return found or next((route for route in routes if account_name in route.accounts), None)
 
