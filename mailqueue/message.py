@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ CLASSES = ("emergency", "transactional", "bulk")  # in order of precedence
 
 def new_id() -> str:
     """A message id: 20 characters of base32hex in lower case, 48 bits of Unix milliseconds, 52 random; sorts by time."""
-    number = (int(time.time() * 1000) << 52) | (int.from_bytes(os.urandom(7), "big") >> 4)
+    number = (int(time.time() * 1000) << 52) | random.getrandbits(52)  # unlike others, not secret: no system call
     return base64.b32hexencode((number << 4).to_bytes(13, "big")).decode("ascii").lower()[:20]
 
 
