@@ -75,6 +75,7 @@ class Authenticator:
         self._checks = Shared()
         self._key = os.urandom(32)
         self._good: OrderedDict[bytes, float] = OrderedDict()  # keyed hash → when it stops counting
+        self._matched: dict[object, str] = {}  # the same → the stored hash that matched
         self._refused: OrderedDict[str, float] = OrderedDict()  # client network, alone or with a user → until
         self._welcome: OrderedDict[str, float] = OrderedDict()  # client networks of good passwords → until
         self._glimpsed: tuple[int, Counter[str]] = (0, Counter())  # this second's looks from refused networks
@@ -89,26 +90,30 @@ class Authenticator:
         network = client_network(address)
         return self._until(self._refused, network) > 0 and self._until(self._welcome, network) <= 0
 
-    async def verify(self, user: str, password: bytes, address: str) -> AccountSettings | None:
-        """The user's account, or None; raises AuthBusy and AuthRefused."""
+    async def verify(self, user: str, password: bytes, address: str, *, first: bool = True) -> AccountSettings | None:
+        """The user's account, or None; raises AuthBusy and AuthRefused. ``first`` of its session: a client that only
+        others know is asked about even when strangers crowd the door."""
         account = self._accounts.by_user(user, address)
         if len(password) > PASSWORD_OCTETS:
             return None
         network = client_network(address)
-        stored = self._stored(account, user)
-        tickets = [self._ticket(network, user, password, one) for one in stored]
-        if account is not None and self._may_look(network) and any(self._is_good(ticket) for ticket in tickets):
+        ticket = self._ticket(network, user, password)
+        if self._may_look(network) and self._is_good(ticket, account):
             self._keep(self._welcome, network, CACHE_SECONDS, CACHE_LIMIT)
             return account
         self._refuse_known(network, user)
+        if not first and self._until(self._welcome, network) <= 0 and self._turns.full(network, known=False):
+            raise AuthBusy
         standing = await self._ask(address, user)
+        stored = self._stored(account, user)
         checking = partial(self._check, network, stored, password, standing.known)
-        found = await self._checks.ask(b"".join(tickets), checking)
+        found = await self._checks.ask(b"\0".join((ticket, *map(str.encode, stored))), checking)
         good = account is not None and account.password_hash is not None and found >= 0
         await self._note(address, user, good)
         if not good:
             return None
-        self._keep(self._good, tickets[found], CACHE_SECONDS, CACHE_LIMIT)
+        self._matched[ticket] = stored[found]
+        self._keep(self._good, ticket, CACHE_SECONDS, CACHE_LIMIT)
         return account
 
     # ── who is refused ─────────────────────────────────────────────────────────────────────────────────────────
@@ -152,7 +157,7 @@ class Authenticator:
         if standing.user > 0 and not standing.known:
             self._keep(self._refused, f"{network} {user}", min(standing.user, BELIEVED_SECONDS), REFUSED_LIMIT)
 
-    def _until(self, kept: OrderedDict[str, float], name: str) -> float:
+    def _until(self, kept: OrderedDict[T, float], name: T) -> float:
         """Seconds left, ≤ 0 when it does not count (any more)."""
         return kept.get(name, 0.0) - self._clock() if name in kept else 0.0
 
@@ -160,7 +165,8 @@ class Authenticator:
         kept[name] = self._clock() + seconds
         kept.move_to_end(name)
         if len(kept) > most:
-            kept.popitem(last=False)
+            gone, _ = kept.popitem(last=False)
+            self._matched.pop(gone, None)
 
     # ── passwords ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -181,17 +187,15 @@ class Authenticator:
         self._glimpsed[1][network] += 1
         return self._glimpsed[1][network] <= GLIMPSES
 
-    def _ticket(self, network: str, user: str, password: bytes, stored: str) -> bytes:
+    def _ticket(self, network: str, user: str, password: bytes) -> bytes:
         words = (network.encode("ascii"), user.encode("utf-8", "surrogateescape"), password)
-        text = b"\0".join((*words, stored.encode("ascii", "replace")))
-        return hmac.digest(self._key, text, "sha256")
+        return hmac.digest(self._key, b"\0".join(words), "sha256")
 
-    def _is_good(self, ticket: bytes) -> bool:
-        until = self._good.get(ticket)
-        if until is None:
+    def _is_good(self, ticket: bytes, account: AccountSettings | None) -> bool:
+        """The password was right, from there, lately, and the hash it was right for still counts."""
+        if self._until(self._good, ticket) <= 0 or account is None:
             return False
-        if until <= self._clock():
-            del self._good[ticket]
+        if self._matched.get(ticket) not in account.hashes(time.time()):
             return False
         self._keep(self._good, ticket, CACHE_SECONDS, CACHE_LIMIT)
         return True

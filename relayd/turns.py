@@ -37,12 +37,17 @@ class Turns:
         self._by_address: Counter[tuple[bool, str]] = Counter()
         self._busy = False
 
+    def full(self, address: str, known: bool) -> bool:
+        """The queue, or this address's share of it."""
+        waiting, share = len(self._queues[known]), self._by_address[known, address]
+        return waiting >= self._most[known] or share >= self._most_of_address[known]
+
     @asynccontextmanager
     async def turn(self, address: str, known: bool) -> AsyncIterator[None]:
         """Waits for it. Raises TooManyWaiting at once when the queue, or this address's share of it, is full."""
-        queue, whose = self._queues[known], (known, address)
-        if len(queue) >= self._most[known] or self._by_address[whose] >= self._most_of_address[known]:
+        if self.full(address, known):
             raise TooManyWaiting
+        queue, whose = self._queues[known], (known, address)
         self._by_address[whose] += 1
         try:
             await self._wait(queue)

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from config import logs
 from config.settings import AccountSettings, QueueSettings
 from mailqueue.errors import QueueDown
-from mailqueue.failures import FailureLimits, Failures, client_network
+from mailqueue.failures import FailureLimits, Failures, Standing, client_network
 from mailqueue.queue import Queue
 from relayctl.main import app
 from relayd.accounts import Accounts
 from relayd.auth import CACHE_SECONDS, GLIMPSES, AuthBusy, Authenticator, AuthRefused
+from relayd.listener.auth import MAX_REFUSALS
 from relayd.turns import KNOWN_PER_ADDRESS, Shared, TooManyWaiting, Turns
 from tests.conftest import REPOSITORY, Certificate, RedisServer
 from tests.listening import HASH, PASSWORD, Client, Forgiving, RecordingQueue, b64, listening, run, settings
@@ -293,13 +294,13 @@ def test_what_a_guesser_hears_on_the_wire(shared_redis: RedisServer, certificate
             patient = await secured(await house.connect("127.0.9.9"))
             client = await secured(await house.connect("127.0.8.8"))
             assert [(await client.ask(wrong))[:9] for _ in range(2)] == ["535 5.7.8"] * 2
-            told = [await client.ask(right) for _ in range(10)]
-            assert told == ["454 4.7.0 too many failed authentications, try again later"] * 10
+            told = [await client.ask(right) for _ in range(MAX_REFUSALS)]
+            assert told == ["454 4.7.0 too many failed authentications, try again later"] * MAX_REFUSALS
             assert await client.rest() == "421 4.7.0 too many failed authentications\r\n"
             shunned = await house.connect("127.0.8.8")
             assert await shunned.rest() == "421 4.7.0 too many failed authentications\r\n"
             assert (await patient.ask(right)).startswith("235 2.7.0")
-            assert house.metric("smtp_server_rejections", reason="auth_refused") == 10
+            assert house.metric("smtp_server_rejections", reason="auth_refused") == MAX_REFUSALS
 
     run(scenario())
 
@@ -369,3 +370,31 @@ def test_an_operator_sees_and_ends_a_refusal(shared_redis: RedisServer, tmp_path
     assert relayctl("standing", "--address", BAD) == f"0 {BAD}: not refused\n"
     assert relayctl("clear").startswith("2 ")
     assert relayctl("clear", "--address", "here").startswith("2 ")
+
+
+def test_a_crowded_door_asks_about_who_comes_for_the_first_time_only() -> None:
+    class Asked(Forgiving):
+        asked = 0
+
+        async def ask(self, address: str, user: str) -> Standing:
+            self.asked += 1
+            return Standing(0, 0, known=address == GOOD)
+
+    async def scenario() -> None:
+        book = Asked()
+        accounts = [AccountSettings.model_validate({"name": "user", "password_hash": HASH})]
+        door = Authenticator(Accounts(accounts), book, turns=Turns(strangers=1))
+        async with door._turns.turn("10.9.0.1", False):
+            waiting = asyncio.create_task(attempt(door, "10.9.0.2"))
+            while not door._turns.full(WORSE, known=False):
+                await asyncio.sleep(0)
+            asked = book.asked
+            with pytest.raises(AuthBusy):
+                await door.verify("user", b"wrong", WORSE, first=False)
+            assert book.asked == asked
+            knocking = asyncio.create_task(attempt(door, GOOD, password=PASSWORD))
+            while book.asked == asked:
+                await asyncio.sleep(0)
+        assert await knocking == "in" and await waiting == "out"
+
+    run(scenario())

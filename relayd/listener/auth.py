@@ -13,7 +13,7 @@ from relayd.listener.hello import HelloVerbs
 from relayd.replies import Reply
 
 MAX_FAILURES = 3  # per session, then 421
-MAX_REFUSALS = 10  # attempts that were not even looked at
+MAX_REFUSALS = 25  # attempts that were not even looked at; to hang up on them costs us a handshake
 _NAME_LIMIT = 64
 
 log = structlog.get_logger()
@@ -59,7 +59,9 @@ class AuthVerb(HelloVerbs):
     async def _judge(self, mechanism: str, user: str, password: bytes) -> Reply | None:
         assert self.around.authenticator is not None
         try:
-            account = await self.around.authenticator.verify(user, password, self.address)
+            account = await self.around.authenticator.verify(
+                user, password, self.address, first=not (self.refused_auth or self.failed_auth)
+            )
         except AuthBusy:
             return self._put_off(replies.AUTH_BUSY)
         except AuthRefused as refused:
