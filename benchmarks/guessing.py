@@ -19,7 +19,7 @@ import uvloop
 
 USER, PASSWORD = "app", "correct horse battery"
 GOOD_ADDRESS, FRESH_ADDRESS = "127.0.0.9", "127.0.0.10"
-GUESSERS = 120
+GUESSERS = 300
 ADDRESSES = 8192  # 127.32.0.0 and on, taken in turn
 USERS = (USER, "registry", "admin", "payroll")  # half of the guesses; the other half tries users that are none
 CYCLE_SECONDS = 0.1  # between two visits of the good client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -380,21 +381,32 @@ def test_a_crowded_door_asks_about_who_comes_for_the_first_time_only() -> None:
             self.asked += 1
             return Standing(0, 0, known=address == GOOD)
 
+    class Crowd(Turns):
+        """Says when somebody begins to wait."""
+
+        def __init__(self) -> None:
+            super().__init__(strangers=1)
+            self.waits = asyncio.Event()
+
+        async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+            if self._busy:
+                self.waits.set()
+            await super()._wait(queue)
+
     async def scenario() -> None:
-        book = Asked()
+        book, crowd = Asked(), Crowd()
         accounts = [AccountSettings.model_validate({"name": "user", "password_hash": HASH})]
-        door = Authenticator(Accounts(accounts), book, turns=Turns(strangers=1))
-        async with door._turns.turn("10.9.0.1", False):
+        door = Authenticator(Accounts(accounts), book, turns=crowd)
+        async with crowd.turn("10.9.0.1", False):
             waiting = asyncio.create_task(attempt(door, "10.9.0.2"))
-            while not door._turns.full(WORSE, known=False):
-                await asyncio.sleep(0)
+            await crowd.waits.wait()
             asked = book.asked
             with pytest.raises(AuthBusy):
                 await door.verify("user", b"wrong", WORSE, first=False)
             assert book.asked == asked
             knocking = asyncio.create_task(attempt(door, GOOD, password=PASSWORD))
-            while book.asked == asked:
-                await asyncio.sleep(0)
+            crowd.waits.clear()
+            await crowd.waits.wait()
         assert await knocking == "in" and await waiting == "out"
 
     run(scenario())
