@@ -109,7 +109,8 @@ class Guessing:
             began = time.monotonic()
             reply = await wire.ask(auth(user, f"guess{rng.random()}"))
             self.slowest = max(self.slowest, time.monotonic() - began)
-            if reply[:3] in ("", "421"):
+            if reply[:3] in ("", "421"):  # said before the attempt was read: it is none
+                self._slot -= 1 / self.rate
                 break
             self.heard[reply[:3]] += 1
         wire.writer.close()
