@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def configure(log: LogSettings, role: str) -> None:
     level = _LEVELS[log.level]
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamp(),
         _identity(role),
         mask_secrets,
     ]
@@ -46,6 +47,22 @@ def configure(log: LogSettings, role: str) -> None:
         cache_logger_on_first_use=True,
     )
     _adopt_standard_library(level, shared, json)
+
+
+def stamp() -> Callable[[object, str, Record], Record]:
+    """``timestamp`` as in RFC 3339, UTC, microseconds. What a second's lines share is written once: structlog's own
+    stamper takes a third of a line's time."""
+    known = (0, "")
+
+    def add(_logger: object, _method: str, record: Record) -> Record:
+        nonlocal known
+        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        if second != known[0]:
+            known = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        record["timestamp"] = f"{known[1]}.{nanoseconds // 1000:06}Z"
+        return record
+
+    return add
 
 
 def mask_secrets(_logger: object, _method: str, record: Record) -> Record:

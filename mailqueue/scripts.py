@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+import hiredis
 import redis.asyncio as aioredis
 from redis import exceptions as redis_errors
 from redis.asyncio.retry import Retry
@@ -56,6 +57,16 @@ class _Client(aioredis.Redis):
         return await super().parse_response(connection, command_name, **options)
 
 
+class _Packing:
+    """A connection that packs in C: the client's asyncio half does it in Python, word by word."""
+
+    def pack_command(self, *words: Any) -> list[bytes]:
+        if isinstance(words[0], str) and " " in words[0]:  # of the client's own making: two words in one
+            packed: list[bytes] = super().pack_command(*words)  # type: ignore[misc]
+            return packed
+        return [hiredis.pack_command(words)]
+
+
 def connect(url: str, password: str | None = None, *, timeout: float | None = 10.0, most: int = 16) -> aioredis.Redis:
     """A client of at most ``most`` connections, for which calls wait in turn; ``timeout`` seconds for each answer, None =
     for ever (blocking commands, callers with a time-out of their own)."""
@@ -71,6 +82,7 @@ def connect(url: str, password: str | None = None, *, timeout: float | None = 10
         health_check_interval=0,
         protocol=2,
     )
+    pool.connection_class = type("Connection", (_Packing, pool.connection_class), {})
     client = _Client.from_pool(pool)
     client.response_callbacks.clear()  # answers as the server gives them; this package gives them their meaning
     return client

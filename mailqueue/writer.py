@@ -147,6 +147,11 @@ def prepare(
     )
 
 
+def _end(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 class Writer:
     """The writing side of one shard in one process."""
 
@@ -194,15 +199,21 @@ class Writer:
 
     async def _answer(self, entry: Put, deadline: float) -> str:
         future = self._batch.add(entry)
+        loop = future.get_loop()
+        waiting: asyncio.Future[None] = loop.create_future()  # a timeout around a shield, in half its time
+        alarm = loop.call_at(deadline, _end, waiting)
+        future.add_done_callback(lambda _done: _end(waiting))
         try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            self._abandon(entry, future)
-            raise QueueDown(f"no answer from the queue server in time ({self._trouble or 'slow'})") from None
+            await waiting
         except asyncio.CancelledError:
             self._abandon(entry, future)
             raise
+        finally:
+            alarm.cancel()
+        if future.done():
+            return future.result()
+        self._abandon(entry, future)
+        raise QueueDown(f"no answer from the queue server in time ({self._trouble or 'slow'})")
 
     def _abandon(self, entry: Put, future: asyncio.Future[str]) -> None:
         entry.abandoned = True
