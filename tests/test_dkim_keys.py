@@ -96,8 +96,7 @@ def test_a_credential_of_systemd_is_taken_as_it_is(tmp_path: Path, monkeypatch: 
     assert signing_now(tmp_path) == ["s"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
-def test_a_key_of_somebody_else(tmp_path: Path) -> None:
+def test_a_key_of_somebody_else(root: None, tmp_path: Path) -> None:
     path = put(tmp_path, "s", pem(ed25519()))
     os.chown(path, 1234, 1234)
     with pytest.raises(ValueError, match=f"belongs to user 1234; run: chown 0 {path}"):

@@ -11,9 +11,15 @@ from benchmarks import opendkim
 from benchmarks.bench_dkim import message
 from signing import record
 from signing.dkim import COVERED, SEALED, Signer
+from tests.conftest import lacking
 from tests.dkim_kit import DOMAIN, both
 
-pytestmark = pytest.mark.skipif(bool(opendkim.hindrance()), reason=opendkim.hindrance() or "runs")
+
+@pytest.fixture(autouse=True)
+def opendkim_runs() -> None:
+    if why := opendkim.hindrance():
+        lacking(why)
+
 
 HEAD = b"From: Entidad <a@entidad.test>\r\nDate: Wed, 25 Nov 2026 10:00:00 -0500\r\n"  # OpenDKIM wants both
 GOOD = {

@@ -8,12 +8,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.postfix import Postfix, hindrance
 from relayd import lines
+from tests.conftest import lacking
 from tests.queue_kit import eventually
 from tests.smtp_peer import peer
 
@@ -34,8 +34,10 @@ async def _all_of(messages: list[bytes]) -> bool:
     return len(messages) == len(CASES)
 
 
-@pytest.mark.skipif(bool(hindrance()), reason=hindrance())
 def test_broken_where_postfix_breaks() -> None:
+    if why := hindrance():
+        lacking(why)
+
     async def scenario(directory: Path) -> list[bytes]:
         async with peer({}) as next_hop:
             with Postfix(directory / "postfix", f"127.0.0.1:{next_hop.port}") as postfix:

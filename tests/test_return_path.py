@@ -115,8 +115,7 @@ def test_key_file_that_others_may_touch(tmp_path: Path, mode: int) -> None:
         ReturnPaths.load(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
-def test_key_file_of_somebody_else(tmp_path: Path) -> None:
+def test_key_file_of_somebody_else(root: None, tmp_path: Path) -> None:
     path = tmp_path / "k"
     return_path.add_key(path, "")
     os.chown(path, 1234, 1234)
