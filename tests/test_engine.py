@@ -428,16 +428,18 @@ async def another_engine(it: Rig, name: str) -> AsyncIterator[Any]:
     redis = scripts.connect(it.settings.queue.url, timeout=None, most=64)
     holder: list[Any] = []
     limits = LimitStore(redis, name, it.settings.queue.lease_seconds, on_freed=lambda n: holder[0].limit_freed(n))
-    async with limits:
-        holder.append(await make_engine(queue, it.settings, None, limits))
-        work = asyncio.create_task(holder[0].run())
-        try:
-            yield holder[0]
-        finally:
-            holder[0].stop()
-            await asyncio.wait_for(work, 30)
-    await queue.close()
-    await redis.aclose()
+    try:  # what a failure leaves open would keep the loop from closing
+        async with limits:
+            holder.append(await make_engine(queue, it.settings, None, limits))
+            work = asyncio.create_task(holder[0].run())
+            try:
+                yield holder[0]
+            finally:
+                holder[0].stop()
+                await asyncio.wait_for(work, 30)
+    finally:
+        await queue.close()
+        await redis.aclose()
 
 
 def test_two_engines_share_the_limits(play: Any) -> None:
