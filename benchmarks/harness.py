@@ -212,8 +212,7 @@ class Relay:
 
     def _process(self, role: str) -> Process:
         kind = role.partition(":")[0]
-        module = {"maintenance": "delivery.maintenance"}.get(kind, kind)
-        command = [sys.executable, "-m", module, "--config", str(self.config)]
+        command = [sys.executable, "-m", kind, "--config", str(self.config)]
         if kind == "sandbox":
             command += ["--control", str(self.control)]
             if self.scenario.exists():

@@ -25,7 +25,7 @@ NEEDS_RESTART = re.compile(
     r"|delivery\.(sandbox|port|hostname|nameservers|ipv6|allow_private)"
     r"|accounts\[\d+\]\.weight"
     r"|quota\..*"
-    r"|metrics\..*|log\..*|sandbox\..*"
+    r"|metrics\..*|log\..*|sandbox\..*|archive\.directory"
 )
 
 

@@ -8,6 +8,7 @@ live in :mod:`config.load`; this module knows only what a valid tree is.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -32,6 +33,8 @@ from config.schema import Section, misfit
 
 __all__ = [
     "AccountSettings",
+    "AlarmSettings",
+    "ArchiveSettings",
     "DeliverySettings",
     "IPNetwork",
     "InboundSettings",
@@ -51,6 +54,7 @@ __all__ = [
     "Settings",
     "SigningSettings",
     "SourceSettings",
+    "StreamSettings",
     "TimeoutSettings",
     "UnknownPolicy",
     "is_inside",
@@ -80,6 +84,10 @@ class QueueSettings(Section):
     put_deadline_seconds: Seconds = Field(30.0, ge=1, le=240)
     idempotency_seconds: Seconds = Field(86400.0)
     events_keep: int = Field(1_000_000, ge=1000, description="entries kept in each shard's event stream")
+    disk_mark_mb: int = Field(
+        1024, ge=0, description="free space on the server's disk below which put is refused (452)"
+    )
+    directory: str | None = Field(None, description="the server's directory, where it may not be asked for it")
     dictionaries: bool = Field(True, description="compress against the first message of a campaign")
 
 
@@ -279,6 +287,40 @@ class InboundSettings(Section):
     keep: int = Field(100_000, ge=100, description="returned mails kept until they are read")
 
 
+class ArchiveSettings(Section):
+    """Daily segments of what has happened, written by maintenance; see docs/archive.md."""
+
+    directory: str | None = Field(
+        None, description="where the segments lie; empty = no archive, events_keep alone counts"
+    )
+    days: int = Field(0, ge=0, description="a segment is kept so many days; 0 = for ever")
+    days_by_kind: Mapping[str, int] = Field(
+        default_factory=dict, description="kind → days, where it differs; 0 = for ever"
+    )
+
+    @field_validator("days_by_kind")
+    @classmethod
+    def _counted(cls, days: Mapping[str, int]) -> Mapping[str, int]:
+        if any(count < 0 for count in days.values()):
+            raise ValueError("days are 0 (for ever) or more")
+        return days
+
+
+class StreamSettings(Section):
+    """Groups of consumers of the events."""
+
+    group_expire_seconds: Seconds = Field(
+        1_209_600.0, ge=60, description="a group nobody reads for longer is forgotten"
+    )
+    lag_alarm_seconds: Seconds = Field(3600.0, ge=1, description="a group that is further behind raises an alarm")
+
+
+class AlarmSettings(Section):
+    no_progress_seconds: Seconds = Field(
+        300.0, ge=10, description="due mail, free limits and nothing settled for so long raise an alarm"
+    )
+
+
 class MetricsSettings(Section):
     """One address:port a process (port 0 = any free one); empty = none."""
 
@@ -309,6 +351,9 @@ class Settings(Section):
     quota: QuotaSettings = QuotaSettings()
     inbound: InboundSettings = InboundSettings()
     delivery: DeliverySettings = DeliverySettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    streams: StreamSettings = StreamSettings()
+    alarms: AlarmSettings = AlarmSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     sandbox: SandboxSettings = SandboxSettings()

@@ -32,6 +32,8 @@ KINDS = (
     "suppressed",  # not sent, for the address is on a suppression list
     "returned",  # mail came back to a signed return path
     "unverified",  # mail came back that proves nothing
+    "audit",  # somebody changed something by hand
+    "alarm",  # a watch of maintenance found something, or found it over
 )
 
 
@@ -72,13 +74,19 @@ class Event:
     warnings: tuple[str, ...] = ()  # received only: what was accepted and flagged, for instance "unsigned"
     pays: bool = False  # received only: recipients were taken from the account's quota
     refunded: int = 0  # removed, suppressed: recipients given back to it
+    actor: str = ""  # audit: who, "user@host"
+    verb: str = ""  # audit: what was done, as relayctl spells it: "queue hold"
+    subject: str = ""  # audit: to what; alarm: its name
+    before: Any = None  # audit: what was, JSON without secrets
+    after: Any = None  # audit: what is; alarm: "on" | "off"
+    count: int = 0  # audit: how many items it applied to; alarm: how many it is about
     v: int = VERSION
 
     def to_json(self) -> bytes:
         record = {}
         for name in _NAMES:
             value = getattr(self, name)
-            if value or (name == "reverse_path" and value is not None) or (name == "index" and value is not None):
+            if value or (value is not None and name in _EMPTY_SAYS):
                 record[_SPELLING.get(name, name)] = value
         return orjson.dumps(record)
 
@@ -102,6 +110,7 @@ class Event:
 _NAMES = tuple(f.name for f in fields(Event))
 _NAME_SET = frozenset(_NAMES)
 _SPELLING = {"class_": "class"}
+_EMPTY_SAYS = frozenset({"reverse_path", "index", "before", "after"})  # "", 0 and {} are values here, None is none
 _READING = {v: k for k, v in _SPELLING.items()}
 
 

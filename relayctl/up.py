@@ -107,10 +107,10 @@ class House:
         sandbox = self._start_python("sandbox", "sandbox", *options)
         await queue.ready(partial(embedded.look, instance.queue_socket), QUEUE_READY_SECONDS)
         await sandbox.ready(partial(_there, said), READY_SECONDS)
-        modules = {"relayd": "relayd", "delivery": "delivery", "maintenance": "delivery.maintenance"}
-        for role, module in modules.items():
-            self._start_python(role, module)
-        for role in modules:
+        roles = ("relayd", "delivery", "maintenance")
+        for role in roles:
+            self._start_python(role, role)
+        for role in roles:
             await self._children[role].ready(partial(_readyz, instance.ports[role]), READY_SECONDS)
         answer: dict[str, Any] = orjson.loads(said.read_bytes())
         return answer

@@ -94,7 +94,7 @@ CASES = {
         '[queue]\nurl = "http://u:hunter2@host"\npasword = "hunter2"\npassword = ["hunter2"]\n'
         '[[accounts]]\nname = "a"\npassword_hash = "hunter2"\n',
         [
-            "queue.pasword: unknown key (did you mean password?); allowed here: dictionaries, durability, events_keep, "
+            "queue.pasword: unknown key (did you mean password?); allowed here: dictionaries, directory, disk_mark_mb, durability, events_keep, "
             "idempotency_seconds, lease_seconds, memory_limit_mb, memory_mark, password, put_deadline_seconds, "
             "shards, url",
             'queue.url: "http://******@host" is not allowed: '

@@ -22,6 +22,8 @@ BY_NAME = {
     "kind": st.sampled_from(KINDS),
     "at": st.integers(1, 2**53),
     "v": st.just(VERSION),
+    "before": st.none() | TEXT | NUMBER | st.dictionaries(TEXT, TEXT, max_size=3),
+    "after": st.none() | TEXT | NUMBER | st.lists(TEXT, max_size=3),
 }
 BY_TYPE = {"str": TEXT, "int": NUMBER, "bool": st.booleans(), "tuple[str, ...]": st.lists(TEXT, max_size=3).map(tuple)}
 EVENTS = st.builds(

@@ -35,6 +35,7 @@ FLOORS: Mapping[str, Room] = {
     "relayd": room(2, "config", "mailqueue", "signing", "returns"),
     "delivery": room(2, "config", "mailqueue", "ipreputation", "signing", "returns"),
     "sandbox": room(3, "config", "signing"),
+    "maintenance": room(3, "config", "mailqueue", "ipreputation", "signing", "returns", "streams", "delivery"),
     "relayctl": room(
         3,
         *("config", "mailqueue", "ipreputation", "signing", "returns", "streams", "relayd", "delivery", "sandbox"),

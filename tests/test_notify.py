@@ -13,13 +13,13 @@ from structlog.testing import capture_logs
 from config.load import Loaded
 from config.settings import Settings
 from delivery import dsn as notification
-from delivery.maintenance import Maintenance
 from delivery.notify import notify, record_of
 from delivery.report import DsnRecord
 from mailqueue import inspect
 from mailqueue.message import State
 from mailqueue.reaper import Reaper
 from mailqueue.worker import Settlement
+from maintenance.rounds import Maintenance
 from signing import keys as signing_keys
 from tests.delivery_kit import providers
 from tests.dkim_kit import faults

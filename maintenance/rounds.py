@@ -1,4 +1,4 @@
-"""The maintenance process: dead workers' items, delay notices, expiry, DSNs, trimming. ``python -m delivery.maintenance``.
+"""The rounds of maintenance: dead workers' items, delay notices, expiry, DSNs, trimming.
 
 Several may run; each step is taken by one of them. None may be missing for long: while none runs, mail is delivered
 but nobody hears of what failed, and a dead worker's items wait.
@@ -7,19 +7,15 @@ but nobody hears of what failed, and a dead worker's items wait.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from config.load import Loaded
-from config.process import Service
 from config.reload import Reloader
 from config.settings import Settings
-from delivery.main import run
 from delivery.notify import notify, record_of
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
@@ -117,27 +113,3 @@ class Maintenance:
     def _told(self, event: Event) -> None:
         if event.kind == "expired":
             self._expired.inc()
-
-
-async def serve(path: Path, loaded: Loaded) -> None:
-    registry = CollectorRegistry()
-    reloader = Reloader(path, os.environ, loaded, log, registry)
-    queue = await Queue.open(loaded.settings.queue, role="maintenance")
-    try:
-        work = Maintenance(queue, reloader, registry, load_keys(loaded.settings.signing.directory))
-        reloader.guard(work.read_keys)
-        reloader.subscribe(work.take_over)
-
-        def ready() -> list[str]:
-            return [work.trouble] if work.trouble else []
-
-        address = loaded.settings.metrics.maintenance
-        async with Service("maintenance", address, registry, ready, reload=reloader.reload) as service:
-            service.started()
-            await work.run(service.stop)
-    finally:
-        await queue.close()
-
-
-if __name__ == "__main__":
-    run("maintenance", "reaps, expires, notifies, trims", serve)

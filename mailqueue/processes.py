@@ -1,0 +1,109 @@
+"""Which processes work on this queue: each says so every few seconds, and who stops saying so is forgotten.
+
+Hash ``processes`` of shard 0: "<role>@<host>:<pid>" → JSON of :class:`Process`, with the server's time of the last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import orjson
+import structlog
+
+from mailqueue import keys
+from mailqueue.errors import QueueDown, ServerAnswer
+from mailqueue.scripts import Shard
+
+EVERY_SECONDS = 3.0
+BELIEVED_SECONDS = 15.0  # silent for longer = gone
+
+log = structlog.get_logger("queue")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """``status``: host:port of /metrics, "" = none. ``generation``: configurations taken over since the start;
+    ``digest``: of the configuration in force, the same for processes that agree. Times are Unix seconds."""
+
+    role: str
+    host: str
+    pid: int
+    instance: str
+    started: float
+    version: str
+    schema: int
+    status: str = ""
+    generation: int = 1
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}@{self.host}:{self.pid}"
+
+
+def this_process(role: str, version: str, instance: str = "", status: str = "") -> Process:
+    return Process(role, socket.gethostname(), os.getpid(), instance, time.time(), version, keys.SCHEMA, status)
+
+
+class Presence:
+    """``facts`` is asked at each word. A server that is away is said again when it is back."""
+
+    def __init__(self, shard: Shard, facts: Callable[[], Process]) -> None:
+        self._shard = shard
+        self._facts = facts
+        self._task: asyncio.Task[None] | None = None
+        self._now = asyncio.Event()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._beat(), name="presence")
+
+    def changed(self) -> None:
+        """Says so at once: somebody may wait for it (``relayctl config reload``)."""
+        self._now.set()
+
+    async def stop(self) -> None:
+        if self._task is None:
+            return
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        with suppress(QueueDown, ServerAnswer):
+            await self._shard.command("HDEL", self._shard.prefix + "processes", self._facts().name)
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self._say()
+            except (QueueDown, ServerAnswer) as down:
+                log.debug("presence not said", why=str(down))
+            self._now.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_SECONDS):
+                    await self._now.wait()
+
+    async def _say(self) -> None:
+        facts = self._facts()
+        seconds, micros = await self._shard.command("TIME")
+        said = {**asdict(facts), "at": int(seconds) + int(micros) / 1e6}
+        await self._shard.command("HSET", self._shard.prefix + "processes", facts.name, orjson.dumps(said))
+
+
+async def present(shard: Shard) -> list[Process]:
+    """Those that spoke lately, by role and name; the silent are taken out. Raises QueueDown."""
+    seconds, micros = await shard.command("TIME")
+    now = int(seconds) + int(micros) / 1e6
+    rows = await shard.command("HGETALL", shard.prefix + "processes")
+    found: list[Process] = []
+    for name, value in zip(rows[::2], rows[1::2], strict=True):
+        said = orjson.loads(value)
+        if now - said.pop("at") > BELIEVED_SECONDS:
+            await shard.command("HDEL", shard.prefix + "processes", name)
+        else:
+            found.append(Process(**{key: value for key, value in said.items() if key in Process.__slots__}))
+    return sorted(found, key=lambda process: (process.role, process.name))

@@ -1,0 +1,3 @@
+from maintenance.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""What has happened: consumers of the events, the archive, history. Reads the queue's streams, never its mail."""
