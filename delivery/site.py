@@ -136,6 +136,7 @@ class Site:
     async def run(self) -> None:
         """Until there is nothing to do here. Raises nothing of its own."""
         while self.tickets or self.lines or self._tasks:
+            looked = now()
             self._wake.clear()
             if self._floor.stopping:
                 self._give_up_tickets()
@@ -150,7 +151,7 @@ class Site:
                 log.exception("site in trouble", site=self.name)
                 self._pause()
             if not moved and (self.tickets or self.lines or self._tasks):  # else nobody would wake it
-                await self._sleep()
+                await self._sleep(looked)
 
     async def _step(self) -> bool:
         """True when something was handed out."""
@@ -333,12 +334,13 @@ class Site:
     def _pause(self) -> None:
         self.lines.connect_after = self._pace_after = now() + PAUSE_SECONDS
 
-    async def _sleep(self) -> None:
-        """Until woken, or the first of the times that matter."""
+    async def _sleep(self, looked: float) -> None:
+        """Until woken, or the first of the times that matter: all after ``looked``, also one that came since. A wait of
+        a millisecond is over before a busy loop comes here, and nobody else would wake us for it."""
         times = [self.lines.next_idle()]
         if self.tickets:
             times += [self.lines.connect_after, self._pace_after]
-        wait = min((at - now() for at in times if at is not None and at > now()), default=None)
+        wait = min((at - now() for at in times if at is not None and at > looked), default=None)
         with suppress(TimeoutError):
             async with asyncio.timeout(None if wait is None else max(wait, 0.001)):
                 await self._wake.wait()

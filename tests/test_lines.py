@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from delivery.lines import Lines
 from delivery.pool import Source
 from delivery.router import Host, Route
-from ipreputation.store import Granted, Lease
+from delivery.site import Site
+from ipreputation.store import Granted, Lease, Wait
+from mailqueue.worker import Ticket
 from tests.delivery_kit import providers
 
 
@@ -51,3 +54,42 @@ def test_a_reload_while_slots_are_asked_for_loses_none() -> None:
     asyncio.run(lines.open_more(5, Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))))
     assert started == ["_establish"]
     assert lines.opening == 1
+
+
+def test_a_wait_that_is_over_before_the_site_sleeps_is_not_slept_through() -> None:
+    """A slot was freed while the refusal was under way: ask again at once, however late the loop comes to it."""
+
+    async def scenario() -> None:
+        asked: list[int] = []
+        again = asyncio.Event()
+
+        def late() -> None:
+            time.sleep(0.01)  # a busy machine: the millisecond of the wait passes before the site sleeps
+
+        async def connect(candidates: Any, want: int, each: int) -> Granted:
+            asked.append(want)
+            if len(asked) > 1:
+                again.set()
+                return Granted([], Wait(60.0, "x"))
+            return Granted([], Wait(0.0, "x"))
+
+        floor: Any = SimpleNamespace(
+            store=SimpleNamespace(connect=connect, valid_until=time.monotonic() + 60),
+            stopping=False,
+            stopped_sources=(),
+            idle_seconds=5.0,
+            recipients=1,
+            free_sessions=lambda: 5,
+            metrics=SimpleNamespace(limited=SimpleNamespace(labels=lambda _name: SimpleNamespace(inc=late))),
+        )
+        route = Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))
+        site = Site("x", "default", providers().named("default"), (Source("127.0.1.1", "a.test"),), route, floor)
+        site.offer(SimpleNamespace(), Ticket(0, "bulk", "default", "1.1", "x.test", 5), route)  # type: ignore[arg-type]
+        work = asyncio.create_task(site.run())
+        try:
+            async with asyncio.timeout(5):
+                await again.wait()
+        finally:
+            work.cancel()
+
+    asyncio.run(scenario())
