@@ -90,3 +90,13 @@ class Rate:
         unit, size = next((u, s) for u, s in reversed(_PERIOD.items()) if whole % s == 0)
         times = "" if whole == size else str(whole // size)
         return f"{self.count}/{times}{unit}" + (f" burst {self.burst}" if self.burst > 1 else "")
+
+
+def spelled(length: float) -> str:
+    """Seconds as people write them: 5400 → ``"1h30m"``; parts of a second as ms."""
+    parts, left = [], round(length * 1000)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0"

@@ -255,13 +255,13 @@ def _bounds(marks: Sequence[Any]) -> str:
 
     words = []
     if low := ends("ge"):
-        words.append(f"at least {max(low):g}")
+        words.append(f"at least {max(low):.9g}")
     if low := ends("gt"):
-        words.append(f"more than {max(low):g}")
+        words.append(f"more than {max(low):.9g}")
     if high := ends("le"):
-        words.append(f"at most {min(high):g}")
+        words.append(f"at most {min(high):.9g}")
     if high := ends("lt"):
-        words.append(f"less than {min(high):g}")
+        words.append(f"less than {min(high):.9g}")
     return f", {' and '.join(words)}" if words else ""
 
 

@@ -1,4 +1,4 @@
-"""``relayctl config check | show``."""
+"""``relayctl config check | show | reference``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from config import reference as pages
 from config.load import ConfigError, Loaded, default_path, load
 from config.schema import leaves
 
@@ -48,6 +49,15 @@ def show(
         origin = loaded.origins[key]
         table.add_row(Text(key), Text(_spelled(value)), Text(origin), style="dim" if origin == "default" else None)
     Console(width=None if os.isatty(1) else 400, highlight=False).print(table)
+
+
+@app.command()
+def reference(language: Annotated[str, typer.Option(help=" or ".join(pages.LANGUAGES))] = "en") -> None:
+    """Print every key: what it may be, what it is by default, what it means (Markdown)."""
+    try:
+        typer.echo(pages.page(language), nl=False)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--language") from None
 
 
 def load_or_exit(path: Path | None) -> Loaded:
