@@ -33,6 +33,7 @@ bell                   channel   something is due earlier than known
 bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
                                  first (id of the first event that was paid from it), "u:<local day>\\n<origin>" →
                                  recipients used; accounts with a bag
+alarms                 hash      name → "<since, ms> <count> <reason>" of the alarms that are on (shard 0 alone)
 processes              hash      who works here (:mod:`mailqueue.processes`; shard 0 alone)
 events:{qN}            stream    the events, field "e"
 inbound:{q0}           stream    mail that came back (:mod:`mailqueue.inbound`)

@@ -22,11 +22,12 @@ from mailqueue.events import Event
 from mailqueue.inspect import summary
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
+from maintenance.alarms import Alarms
 from signing.dkim import Signer
 from signing.keys import load as load_keys
 
 PAUSE_SECONDS = 1.0  # between rounds
-EACH = {"look": 5, "count": 10, "tidy": 300}  # rounds
+EACH = {"alarms": 5, "look": 5, "count": 10, "tidy": 300}  # rounds
 
 log = structlog.get_logger("maintenance")
 
@@ -47,6 +48,7 @@ class Maintenance:
         self._queued = Gauge("scheduled_count_total", "Recipients not yet final", registry=registry)
         self._held = Gauge("tambo_held_count", "Items on hold", registry=registry)
         self._workers = Gauge("tambo_workers", "Delivery workers with a lease", registry=registry)
+        self.alarms = Alarms(queue.shards[0], registry)
         self.trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -54,8 +56,10 @@ class Maintenance:
         while not stop.is_set():
             try:
                 self.trouble = await self._round(number)
+                self.alarms.without_queue("queue-away", False)
             except QueueDown as down:
                 self.trouble = str(down)
+                self.alarms.without_queue("queue-away", True, str(down))
                 log.warning("queue away", why=str(down))
             number += 1
             try:
@@ -80,6 +84,8 @@ class Maintenance:
     def _steps(self, number: int) -> Iterator[tuple[str, Coroutine[Any, Any, object]]]:
         # The queue is what it was when opened, whatever a reloaded file says of its shards.
         settings = self._reloader.settings.model_copy(update={"queue": self._queue.settings})
+        if number % EACH["alarms"] == 0:
+            yield "alarms", self.alarms.refresh()
         for reaper in self._reapers:
             yield "reap", self._reap(reaper)
             if number % EACH["look"] == 0:
