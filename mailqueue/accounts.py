@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from config.accounts import AccountSettings
 from config.schema import fit
 from mailqueue.errors import QueueDown, ServerAnswer
+from mailqueue.events import Event
 from mailqueue.scripts import FOREIGN, Argument, Shard
 
 LOOK_SECONDS = 3.0  # the version is asked for this often, whatever the channel says
@@ -117,14 +118,15 @@ class AccountStore:
     async def remove(self, old: Record, by: str) -> int:
         return await self.change([Change(old.account.name, old.revision, None)], by)
 
-    async def change(self, changes: Sequence[Change], by: str) -> int:
-        """All of them or none; the version after it. Repeated under one token when an answer is lost.
+    async def change(self, changes: Sequence[Change], by: str, events: Sequence[Event] = ()) -> int:
+        """All of them or none, and their ``events`` with them; the version after it. Repeated under one token when an answer is lost.
 
         Raises AccountConflict, or QueueDown: then whether it was done shows in :meth:`read`.
         """
         if not changes:
             return await self.version()
-        words: list[Argument] = ["change", os.urandom(12).hex(), _TOKEN_SECONDS]
+        words: list[Argument] = ["change", os.urandom(12).hex(), _TOKEN_SECONDS, len(events)]
+        words += [event.to_json() for event in events]
         for each in changes:
             what = b"" if each.account is None else orjson.dumps({"by": by, "account": plain(each.account)})
             words += [each.name, each.revision, what]

@@ -12,6 +12,8 @@ from mailqueue.scripts import Shard
 from mailqueue.server import text_map
 from mailqueue.worker import unpack_state
 
+FOR_EVER = 2_900_000_000_000_000  # the "until" of a destination that waits for a word (lua/stop.lua)
+
 
 @dataclass(frozen=True, slots=True)
 class FlowFacts:
@@ -128,6 +130,17 @@ async def summary(shards: Sequence[Shard]) -> Summary:
         lanes,
         events,
     )
+
+
+async def suspension(shard: Shard, key: str) -> dict[str, object] | None:
+    """What suspends ``key`` (as in :meth:`Queue.suspend`): until when (ms, 0 = until resumed) and why. Raises QueueDown."""
+    domain = key.removeprefix("destination:")
+    name, field = ("sus", domain) if domain != key else ("stop", key)
+    value = await shard.command("HGET", shard.prefix + name, field)
+    if value is None:
+        return None
+    until, _, reason = _text(value).partition(" ")
+    return {"until": int(until) if int(until) < FOR_EVER else 0, "reason": reason}
 
 
 async def find(shards: Sequence[Shard], message_id: str) -> tuple[Shard, Envelope] | None:

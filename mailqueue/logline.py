@@ -23,6 +23,10 @@ _FIELDS = (
     "reason",
     "next_at",
     "client",
+    "actor",
+    "verb",
+    "subject",
+    "count",
 )
 
 

@@ -230,24 +230,26 @@ class Queue:
 
     # ── operators ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def suspend(self, key: str, seconds: float = 0.0, reason: str = "") -> None:
+    async def suspend(self, key: str, seconds: float = 0.0, reason: str = "", audit: Event | None = None) -> None:
         """Stops sending for ``key`` (flow:, account:, campaign:<account>/<name>, provider:, source:, destination:, route:)
-        without touching an item; ``seconds`` 0 = until resumed."""
+        without touching an item; ``seconds`` 0 = until resumed. ``audit`` is written with it."""
         until = int((time.time() + seconds) * 1000) if seconds else 0
         event = Event(kind="suspended", at=int(time.time() * 1000), reason=reason, destination=key, next_at=until)
         for shard in self.shards:
             said = event.to_json() if shard is self.shards[0] else b""
-            await shard.run("stop", ["suspend", key, until, reason, said])
+            trail = audit.to_json() if audit and said else b""
+            await shard.run("stop", ["suspend", key, until, reason, said, trail])
             if said:
                 say(log, event)
 
-    async def resume(self, key: str, reason: str = "") -> bool:
-        """False when ``key`` was not suspended."""
+    async def resume(self, key: str, reason: str = "", audit: Event | None = None) -> bool:
+        """False when ``key`` was not suspended; else ``audit`` is written with it."""
         event = Event(kind="resumed", at=int(time.time() * 1000), reason=reason, destination=key)
         changed = 0
         for shard in self.shards:
             said = event.to_json() if shard is self.shards[0] else b""
-            changed += int(await shard.run("stop", ["resume", key, 0, reason, said]))
+            trail = audit.to_json() if audit and said else b""
+            changed += int(await shard.run("stop", ["resume", key, 0, reason, said, trail]))
             if said:
                 say(log, event)
         return changed > 0

@@ -19,6 +19,7 @@ from relayctl.account_change import JsonOption, Name, add, change, rotate, set_
 from relayctl.account_exchange import export, import_
 from relayctl.account_fields import FIELDS, spelled, value
 from relayctl.account_register import Register, refuse
+from relayctl.audit import Why
 from relayctl.config import PathOption, load_or_exit
 from relayctl.passwords import hasher, read_password
 from relayctl.queue import on_queue
@@ -101,16 +102,16 @@ def show(name: Name, config: PathOption = None, json: JsonOption = False) -> Non
 
 
 @app.command()
-def disable(name: Name, config: PathOption = None, json: JsonOption = False) -> None:
+def disable(name: Name, reason: Why = "", config: PathOption = None, json: JsonOption = False) -> None:
     """Take nothing more from an account: AUTH fails, open sessions are refused at their next mail. What is queued
     goes on."""
-    _switch(name, True, config, json)
+    _switch(name, True, reason, config, json)
 
 
 @app.command()
-def enable(name: Name, config: PathOption = None, json: JsonOption = False) -> None:
+def enable(name: Name, reason: Why = "", config: PathOption = None, json: JsonOption = False) -> None:
     """Take mail from an account again."""
-    _switch(name, False, config, json)
+    _switch(name, False, reason, config, json)
 
 
 @app.command()
@@ -120,6 +121,7 @@ def remove(
     force: Annotated[
         bool, typer.Option("--force", help="Though mail is queued, or other accounts name it as parent.")
     ] = False,
+    reason: Why = "",
     config: PathOption = None,
 ) -> None:
     """Forget an account kept in the queue; its queued mail, if any, is still delivered."""
@@ -135,20 +137,21 @@ def remove(
             refuse(f"{name}: {queued} recipients are queued; disable it until they are done, or --force")
         if children and not force:
             refuse(f"{name} is the parent of {', '.join(children)}; change them first, or --force")
-        await register.commit([Change(name, record.revision, None)])
+        await register.commit([Change(name, record.revision, None)], "account remove", reason)
         typer.echo(f"{name}: removed" + (f"; {queued} queued recipients go on" if queued else ""))
 
     on_queue(loaded, work)
 
 
-def _switch(name: str, disabled: bool, config: PathOption, json: bool) -> None:
+def _switch(name: str, disabled: bool, reason: str, config: PathOption, json: bool) -> None:
     loaded = load_or_exit(config)
 
     async def work(queue: Queue) -> None:
         register = await Register.read(queue, loaded)
         old = register.changeable(name)
         new = old.account.model_copy(update={"disabled": disabled})
-        await change(register, old, new, "disabled" if disabled else "enabled", json)
+        what = ("account disable", "disabled", reason) if disabled else ("account enable", "enabled", reason)
+        await change(register, old, new, what, json)
         queued = await register.queued(name) if disabled else 0
         if queued:
             typer.echo(

@@ -17,6 +17,7 @@ from mailqueue.accounts import Change, Record, plain
 from mailqueue.queue import Queue
 from relayctl.account_fields import FIELDS, differences, edited, is_flag, is_list, raw
 from relayctl.account_register import Register, refuse, refuse_all
+from relayctl.audit import Why
 from relayctl.config import PathOption, load_or_exit
 from relayctl.passwords import generated, hasher, read_password
 from relayctl.queue import on_queue
@@ -60,6 +61,7 @@ def add(
     fields: dict[str, Any],
     password_stdin: FromPipe = False,
     password: Generate = False,
+    reason: Why = "",
     config: PathOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -83,7 +85,7 @@ def add(
             where = "of the configuration file" if name in register.filed else "already"
             refuse(f"{name} is an account {where}")
         register.insist({name: account})
-        version = await register.commit([Change(name, 0, account)])
+        version = await register.commit([Change(name, 0, account)], "account add", reason)
         shown = "" if password_stdin else secret
         _tell("added", None, account, version, json, shown)
 
@@ -95,6 +97,7 @@ def set_(
     assignments: Annotated[
         list[str], typer.Argument(metavar="KEY=VALUE…", help="key= is the default; lists += and -=.")
     ],
+    reason: Why = "",
     config: PathOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -107,7 +110,7 @@ def set_(
         new, problems = edited(old.account, assignments)
         if new is None or problems:
             refuse_all(problems)
-        await change(register, old, new, "changed", json)
+        await change(register, old, new, ("account set", "changed", reason), json)
 
     on_queue(loaded, work)
 
@@ -118,6 +121,7 @@ def rotate(
         str, typer.Option(help="How long the old password counts beside the new one; 0 = not at all.")
     ] = "24h",
     password_stdin: FromPipe = False,
+    reason: Why = "",
     config: PathOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -148,20 +152,27 @@ def rotate(
         new, problems = fit(AccountSettings, data, name)
         if new is None:
             refuse_all(problems)
-        await change(register, old, new, "rotated", json, "" if password_stdin else secret)
+        await change(register, old, new, ("account rotate", "rotated", reason), json, "" if password_stdin else secret)
 
     on_queue(loaded, work)
 
 
 async def change(
-    register: Register, old: Record, new: AccountSettings, done: str, json: bool = False, secret: str = ""
+    register: Register,
+    old: Record,
+    new: AccountSettings,
+    what: tuple[str, str, str],
+    json: bool = False,
+    secret: str = "",
 ) -> None:
-    """Puts the new account in the old one's place and says what became different; nothing happens without a difference."""
+    """Puts the new account in the old one's place and says what became different; nothing happens without a difference.
+    ``what``: the verb, what it has done ("changed"), and why."""
+    verb, done, reason = what
     if new == old.account:
         _tell("unchanged", old.account, new, register.stored.version, json)
         return
     register.insist({new.name: new})
-    version = await register.commit([Change(new.name, old.revision, new)])
+    version = await register.commit([Change(new.name, old.revision, new)], verb, reason)
     _tell(done, old.account, new, version, json, secret)
 
 

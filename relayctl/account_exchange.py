@@ -18,6 +18,7 @@ from relayctl import account_fields
 from relayctl.account_change import lines
 from relayctl.account_fields import HASHES, differences
 from relayctl.account_register import Register, refuse, refuse_all
+from relayctl.audit import Why
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import on_queue
 
@@ -65,6 +66,7 @@ def import_(
     format: Annotated[Format | None, typer.Option(help="Default: by the file's name, else JSON.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Change accounts that are there already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    reason: Why = "",
     config: PathOption = None,
 ) -> None:
     """Add (and with --replace change) accounts, all of them or none. Accounts that the file does not name stay; a row
@@ -87,7 +89,7 @@ def import_(
             refuse(f"there already, and different: {', '.join(known)}; --replace changes them")
         register.insist(accounts)
         if not dry_run:
-            await register.commit(changes)
+            await register.commit(changes, "account import", reason)
         _tell(register, changes, unchanged, dry_run)
 
     on_queue(loaded, work)

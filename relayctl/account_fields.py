@@ -83,6 +83,23 @@ def differences(old: AccountSettings | None, new: AccountSettings | None) -> dic
     return found
 
 
+def traced(
+    old: AccountSettings | None, new: AccountSettings | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What differs, before and after, as JSON for an audit event; of secrets only that there is one, or another."""
+    found = differences(old, new)
+
+    def side(account: AccountSettings | None, which: int) -> dict[str, Any] | None:
+        if account is None:
+            return None
+        data = account.model_dump(mode="json", by_alias=True)
+        return {
+            key: said[which] if isinstance(value(account, key), SecretStr) else data[key] for key, said in found.items()
+        }
+
+    return side(old, 0), side(new, 1)
+
+
 def value(account: AccountSettings | None, key: str) -> object:
     return FIELDS[key].default if account is None else getattr(account, "class_" if key == "class" else key)
 

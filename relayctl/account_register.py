@@ -3,9 +3,6 @@ and those of the queue."""
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,7 +15,10 @@ from config.load import Loaded
 from config.schema import Problem, nearest
 from mailqueue import inspect
 from mailqueue.accounts import AccountConflict, Change, Record, Stored
+from mailqueue.events import Event
 from mailqueue.queue import Queue
+from relayctl.account_fields import traced
+from relayctl.audit import actor, audited
 from relayctl.config import say
 
 
@@ -82,16 +82,24 @@ class Register:
                     f"{account.name} cannot sign in: AUTH is offered under TLS only, and no listener has it", err=True
                 )
 
-    async def commit(self, changes: Sequence[Change]) -> int:
-        """All or none; exit 1 when somebody changed one of them meanwhile. Weights go to the queue with it."""
+    async def commit(self, changes: Sequence[Change], verb: str, reason: str = "") -> int:
+        """All or none, each with its audit event; exit 1 when somebody changed one of them meanwhile. Weights go to the
+        queue with it."""
         try:
-            version = await self.queue.accounts().change(changes, operator())
+            version = await self.queue.accounts().change(
+                changes, actor(), [self._trail(each, verb, reason) for each in changes]
+            )
         except AccountConflict as conflict:
             refuse(f"{conflict}; nothing was changed, run it again")
         before = {record.account.name: record.account.weight for record in self.stored.records}
         after = {change.name: change.account.weight for change in changes if change.account}
         await self.queue.set_weights({name: w for name, w in after.items() if w != before.get(name, 1)})
         return version
+
+    def _trail(self, change: Change, verb: str, reason: str) -> Event:
+        record = self.stored.get(change.name)
+        before, after = traced(record.account if record else None, change.account)
+        return audited(verb, f"account:{change.name}", " ".join(reason.split()), before, after)
 
     async def queued(self, name: str) -> int:
         """Recipients that are not final yet."""
@@ -101,15 +109,6 @@ class Register:
     def children(self, name: str) -> list[str]:
         everybody = (*self.loaded.settings.accounts, *self.stored.accounts)
         return sorted({account.name for account in everybody if account.parent == name})
-
-
-def operator() -> str:
-    """Who changes something, for the record: user@host."""
-    try:
-        user = os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
 
 
 def refuse(text: str) -> NoReturn:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mailqueue.failures import FailureLimits, Failures, Standing
+from mailqueue.failures import FailureLimits, Failures, Standing, user_hash
 from mailqueue.queue import Queue
+from relayctl.audit import Why, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, on_queue, print_json
 
@@ -25,12 +26,14 @@ def standing(address: Address = "", user: User = "", config: PathOption = None, 
 
 
 @app.command()
-def clear(address: Address = "", user: User = "", config: PathOption = None, json: JsonOption = False) -> None:
+def clear(
+    address: Address = "", user: User = "", reason: Why = "", config: PathOption = None, json: JsonOption = False
+) -> None:
     """Forget their failures; relayd asks again within half a minute."""
-    _on_failures(config, address, user, clear=True, json=json)
+    _on_failures(config, address, user, clear=True, reason=reason, json=json)
 
 
-def _on_failures(config: PathOption, address: str, user: str, *, clear: bool, json: bool) -> None:
+def _on_failures(config: PathOption, address: str, user: str, *, clear: bool, json: bool, reason: str = "") -> None:
     if not address and not user:
         raise typer.BadParameter("name --address, --user or both")
     if address:
@@ -42,13 +45,22 @@ def _on_failures(config: PathOption, address: str, user: str, *, clear: bool, js
 
     async def work(queue: Queue) -> None:
         failures = Failures(queue.shards[0], FailureLimits.of(loaded.settings.relayd))
-        found = await (failures.clear(address, user) if clear else failures.ask(address, user))
+        found = await failures.ask(address, user)
+        if clear:
+            before, after = _facts(found), {"address_seconds": 0, "user_seconds": 0}
+            subject = " ".join(filter(None, (address and f"address:{address}", user and f"user:{user_hash(user)}")))
+            await record(queue, audited("auth clear", subject, " ".join(reason.split()), before, after))
+            found = await failures.clear(address, user)
         if json:
-            print_json({"address_seconds": found.address, "user_seconds": found.user, "known": found.known})
+            print_json(_facts(found))
         else:
             _tell(address, user, found)
 
     on_queue(loaded, work)
+
+
+def _facts(found: Standing) -> dict[str, object]:
+    return {"address_seconds": found.address, "user_seconds": found.user, "known": found.known}
 
 
 def _tell(address: str, user: str, found: Standing) -> None:

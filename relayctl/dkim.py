@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,9 @@ import orjson
 import typer
 
 from config.durations import seconds
+from config.load import Loaded
 from relayctl import dkim_records, dkim_sheets
+from relayctl.audit import Why, audited, record_beside
 from relayctl.config import PathOption, load_or_exit
 from signing import keys, record, return_path
 from signing.keys import Held
@@ -46,10 +48,12 @@ def generate(
     algorithm: Annotated[Algorithm, typer.Option(help="both = rsa-2048 and ed25519.")] = Algorithm.BOTH,
     now: Annotated[bool, typer.Option("--now", help="Sign at once, before the record is known to be there.")] = False,
     overlap: Overlap = "7d",
+    reason: Why = "",
     config: PathOption = None,
 ) -> None:
     """Make a key; it waits, and its record can be published, until `rotate`."""
-    directory, domain = key_directory(config), domain.lower().rstrip(".")
+    loaded, domain = load_or_exit(config), domain.lower().rstrip(".")
+    directory = key_directory(loaded)
     both = algorithm is Algorithm.BOTH
     with refusals():
         made = []
@@ -59,14 +63,15 @@ def generate(
         if now:
             names = [held.key.selector for held in made]
             made = keys.rotate(directory, domain, now=time.time(), overlap=duration(overlap), only=names)
-        dkim_sheets.made(made, time.time())
+    trail(loaded, "dkim generate", domain, reason, None, made)
+    dkim_sheets.made(made, time.time())
 
 
 @app.command("list")
 def list_keys(config: PathOption = None, json: JsonOption = False) -> None:
     """All keys, where each stands, and what is to be done next."""
     with refusals():
-        found = keys.read(key_directory(config))
+        found = keys.read(key_directory(load_or_exit(config)))
     now = time.time()
     if json:
         print_json([plain(held, now) for held in found])
@@ -77,7 +82,7 @@ def list_keys(config: PathOption = None, json: JsonOption = False) -> None:
 @app.command()
 def show(domain: Domain, config: PathOption = None, json: JsonOption = False) -> None:
     """The DNS records of a domain's keys, ready for a zone file."""
-    found = of_domain(key_directory(config), domain)
+    found = of_domain(key_directory(load_or_exit(config)), domain)
     now = time.time()
     if json:
         print_json([plain(held, now) for held in found])
@@ -91,17 +96,21 @@ def rotate(
     overlap: Overlap = "7d",
     nameserver: Nameserver = "",
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Without looking up the new records first.")] = False,
+    reason: Why = "",
     config: PathOption = None,
 ) -> None:
     """The newest waiting key of each algorithm signs from now on; those before it stop, their records stay."""
-    directory, domain = key_directory(config), domain.lower().rstrip(".")
-    waiting = [held for held in of_domain(directory, domain) if held.state(time.time()) == "ready"]
+    loaded, domain = load_or_exit(config), domain.lower().rstrip(".")
+    directory = key_directory(loaded)
+    before = of_domain(directory, domain)
+    waiting = [held for held in before if held.state(time.time()) == "ready"]
     if not waiting:
         refuse(f"{domain} has no key that waits; make one: relayctl dkim generate {domain}")
     if not unchecked and (wrong := dkim_records.wrong(waiting, dkim_records.resolver(nameserver))):
         refuse("nothing changed:", *wrong, "publish, wait for old answers to expire, or say --unchecked")
     with refusals():
         begun = keys.rotate(directory, domain, now=time.time(), overlap=duration(overlap))
+    trail(loaded, "dkim rotate", domain, reason, before, of_domain(directory, domain))
     dkim_sheets.begun(begun, duration(overlap))
 
 
@@ -113,7 +122,7 @@ def test(
     json: JsonOption = False,
 ) -> None:
     """Look the records up and say what is wrong; with a file, sign it and let dkimpy verify it by DNS."""
-    directory, asking = key_directory(config), dkim_records.resolver(nameserver)
+    directory, asking = key_directory(load_or_exit(config)), dkim_records.resolver(nameserver)
     with refusals():
         if Path(what).is_file():
             found = dkim_records.signed_file(Path(what), keys.load(str(directory)), asking, time.time())
@@ -132,10 +141,12 @@ def return_path_key(
     add: Annotated[
         bool, typer.Option("--add", help="A new key on top of those the file has, which still read.")
     ] = False,
+    reason: Why = "",
     config: PathOption = None,
 ) -> None:
     """Make the file with the key of signed return paths, or add a key to it."""
-    name = load_or_exit(config).settings.signing.return_path_key
+    loaded = load_or_exit(config)
+    name = loaded.settings.signing.return_path_key
     if name is None:
         refuse("signing.return_path_key is not set: name the file in the configuration")
     path = Path(name)
@@ -143,14 +154,27 @@ def return_path_key(
         refuse(f"{path} is there; --add puts a new key on top of it")
     with refusals():
         count = return_path.add_key(path, time.strftime("%Y-%m-%d", time.gmtime()))
+    said = audited(
+        "dkim return-path-key", f"file:{path}", " ".join(reason.split()), {"keys": count - 1}, {"keys": count}
+    )
+    record_beside(loaded, said)
     dkim_sheets.return_path_key(path, count)
 
 
 # ── what the verbs share ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def key_directory(config: Path | None) -> Path:
-    name = load_or_exit(config).settings.signing.directory
+def trail(
+    loaded: Loaded, verb: str, domain: str, reason: str, before: Sequence[Held] | None, after: Sequence[Held]
+) -> None:
+    """The audit event: selectors and where they stand."""
+    now = time.time()
+    was, is_ = ({one.key.selector: one.state(now) for one in held} for held in (before or (), after))
+    record_beside(loaded, audited(verb, f"domain:{domain}", " ".join(reason.split()), was if before else None, is_))
+
+
+def key_directory(loaded: Loaded) -> Path:
+    name = loaded.settings.signing.directory
     if name is None:
         refuse("signing.directory is not set: name the directory of the keys in the configuration")
     return Path(name)

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import Annotated
 
+import orjson
 import typer
 
 from mailqueue.consumer import follow
@@ -55,12 +56,22 @@ def line(event: Event) -> str:
     next_at = time.strftime("next %H:%M:%S", time.localtime(event.next_at / 1000)) if event.next_at else ""
     words = (
         f"{clock} {event.kind:<9}",
+        event.actor,
+        event.verb,
+        event.subject,
         event.id,
         f"<{whom}>" if "@" in whom else whom,
         event.remote_mta,
         f"from {event.source}" if event.source else "",
         event.diagnostic_code.removeprefix("smtp; ") or event.status,
         event.reason,
+        _change(event),
         next_at,
     )
     return " ".join(filter(None, words))
+
+
+def _change(event: Event) -> str:
+    """What was and what is, of an audit event."""
+    said = [orjson.dumps(value).decode() for value in (event.before, event.after) if value is not None]
+    return " → ".join(said) if event.kind == "audit" else ""

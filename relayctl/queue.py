@@ -7,6 +7,7 @@ import ipaddress
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from mailqueue.scripts import Shard
 from relayctl import sheets
+from relayctl.audit import audited, record
 from relayctl.config import PathOption, load_or_exit
 
 app = typer.Typer(no_args_is_help=True)
@@ -129,17 +131,26 @@ def suspend(
     kind, _, value = name.partition(":")
     if kind == "provider" and value != "default" and value not in loaded.providers.rules:
         raise typer.BadParameter(f"no provider {value}{nearest(value, list(loaded.providers.rules))}")
-    on_queue(loaded, lambda queue: queue.suspend(name, length, said(reason)))
+    why = said(reason)
+
+    async def work(queue: Queue) -> None:
+        before = await inspect.suspension(queue.shards[0], name)
+        until = int((time.time() + length) * 1000) if length else 0
+        trail = audited("queue suspend", name, why, before, {"until": until, "reason": why})
+        await queue.suspend(name, length, why, trail)
+
+    on_queue(loaded, work)
     typer.echo(f"suspended {name} {'for ' + for_ if for_ else 'until resumed'}")
 
 
 @app.command()
 def resume(key: Key, reason: Reason, config: PathOption = None) -> None:
     """Send again for KEY; exit 1 when it was not suspended."""
-    name = stop_key(key)
+    name, why = stop_key(key), said(reason)
 
     async def work(queue: Queue) -> None:
-        if not await queue.resume(name, said(reason)):
+        before = await inspect.suspension(queue.shards[0], name)
+        if not await queue.resume(name, why, audited("queue resume", name, why, before)):
             typer.echo(f"{name} is not suspended", err=True)
             raise typer.Exit(1)
         typer.echo(f"resumed {name}")
@@ -208,6 +219,9 @@ def _withdraw(config: PathOption, ids: Sequence[str], verb: str, kind: str, reas
             found = await _find(queue, message_id)
             count = 0
             if found is not None:
+                places = Counter(item.place for item in await inspect.items(*found))
+                total = len(found[1].recipients)
+                await record(queue, audited(f"queue {verb}", f"message:{message_id}", reason, places, count=total))
                 count = await Reaper(found[0], _no_record).withdraw(found[1], verb, kind, reason)
                 typer.echo(f"{message_id}: {kind} {count} of {len(found[1].recipients)} recipients")
             idle += count == 0

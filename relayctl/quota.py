@@ -22,7 +22,8 @@ from mailqueue.errors import QueueDown
 from mailqueue.queue import Queue
 from mailqueue.quota import Grant, IncidentSeen, Kind, Short, new_token
 from mailqueue.statement import LAST_DAY, Reconciled, Statement, campaign_use, reconcile, statement
-from relayctl.account_register import Register, operator, refuse
+from relayctl.account_register import Register, refuse
+from relayctl.audit import Why, actor, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, Reason, _console, on_queue, said
 from relayctl.sheets import clock
@@ -82,9 +83,13 @@ def transfer(
         if not family(one, other):
             refuse(f"{giver} and {taker} are not of one family: neither is the other's parent, nor have they the same")
         token = new_token()
-        about = {"origin": "cli", "who": operator(), "reason": why}
+        about = {"origin": "cli", "who": actor(), "reason": why}
+        had = await _left(queue, giver), await _left(queue, taker)
         await repeat(lambda: queue.ledger.transfer(_grant(queue, one), _grant(queue, other), amount, token, **about))
-        typer.echo(f"{giver}: {amount} recipients to {taker}, {await _left(queue, giver)} left")
+        left = await _left(queue, giver), await _left(queue, taker)
+        before, after = ({giver: one, taker: two} for one, two in (had, left))
+        await record(queue, audited("account transfer", f"account:{giver}", why, before, after, amount))
+        typer.echo(f"{giver}: {amount} recipients to {taker}, {left[0]} left")
 
     _on_register(config, work)
 
@@ -124,23 +129,24 @@ def replenish(
 
 
 @test_app.command("on")
-def test_on(name: Name, config: PathOption = None) -> None:
+def test_on(name: Name, reason: Why = "", config: PathOption = None) -> None:
     """From now on nothing is taken."""
-    _test(name, True, config)
+    _test(name, True, reason, config)
 
 
 @test_app.command("off")
-def test_off(name: Name, config: PathOption = None) -> None:
+def test_off(name: Name, reason: Why = "", config: PathOption = None) -> None:
     """From now on recipients are taken again."""
-    _test(name, False, config)
+    _test(name, False, reason, config)
 
 
-def _test(name: str, on: bool, config: PathOption) -> None:
+def _test(name: str, on: bool, reason: str, config: PathOption) -> None:
     async def work(queue: Queue, register: Register) -> None:
         record = register.changeable(name)
         new = record.account.model_copy(update={"test": on})
-        await register.commit([Change(name, record.revision, new)])
-        await _entered(queue, new, "test", 0, reason="test on" if on else "test off")
+        verb = "test on" if on else "test off"
+        await register.commit([Change(name, record.revision, new)], f"account {verb}", reason)
+        await _entered(queue, new, "test", 0, reason=verb)
 
     _on_register(config, work)
 
@@ -264,9 +270,16 @@ async def _entered(queue: Queue, account: AccountSettings, kind: Kind, amount: i
     if account.quota == "none" and kind != "test":
         typer.echo(f'{account.name} has no quota: set quota = "bag" or "monthly"', err=True)
     token = new_token()
-    words = {"origin": "cli", "who": operator(), **about}
+    words = {"origin": "cli", "who": actor(), **about}
+    had = await _left(queue, account.name)
     await repeat(lambda: queue.ledger.enter(_grant(queue, account), kind, amount, token, **words))
-    typer.echo(f"{account.name}: {kind} {amount:+}, {await _left(queue, account.name)} recipients left")
+    left = await _left(queue, account.name)
+    if kind != "test":  # the account's own change has said it
+        before, after = {"left": had}, {"left": left, **{key: about[key] for key in ("incident",) if key in about}}
+        await record(
+            queue, audited(f"account {kind}", f"account:{account.name}", about["reason"], before, after, abs(amount))
+        )
+    typer.echo(f"{account.name}: {kind} {amount:+}, {left} recipients left")
 
 
 def _grant(queue: Queue, account: AccountSettings) -> Grant:

@@ -23,6 +23,7 @@ from config.schema import fit
 from mailqueue.accounts import Change, Stored, plain
 from relayctl import account_fields, account_register
 from relayctl.account_fields import FIELDS
+from relayctl.audit import actor
 from relayctl.main import app
 from tests.listening import HASH
 from tests.queue_kit import message, opened
@@ -231,7 +232,7 @@ def test_list_and_show_say_where_an_account_is_kept(relayctl: Any, shared_redis:
         ("a", "queue", False),
         ("filed", "queue", True),
     ]
-    assert rows[1]["revision"] == 1 and rows[1]["changed_by"] == account_register.operator()
+    assert rows[1]["revision"] == 1 and rows[1]["changed_by"] == actor()
     table = relayctl("list").stdout
     assert "left out: accounts.filed.name: there is another account of this name" in table
     shown = relayctl("show", "a").stdout

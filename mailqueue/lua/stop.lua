@@ -1,5 +1,5 @@
 -- stop: suspensions, which never touch an item.
--- KEYS: prefix, events. ARGV: verb, key, until ms (0 = until resumed), reason, event.
+-- KEYS: prefix, events. ARGV: verb, key, until ms (0 = until resumed), reason, event, audit event or "" (once something was done).
 --   verb suspend | resume | away (as suspend, unless it is suspended so long already); key = flow:<id> |
 --   account:<name> | campaign:<account>/<name> | provider:<group> | source:<address> | destination:<domain> |
 --   route:<name> (flows of that pool, and lanes of that group)
@@ -83,6 +83,7 @@ elseif string.sub(key, 1, 7) ~= 'source:' then
   end
 end
 emit(ARGV[5])
+if changed == 1 then emit(ARGV[6]) end
 finish()
 ring()
 return changed
