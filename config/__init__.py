@@ -11,9 +11,11 @@ settings       the tree of settings
 check          rules that need more than one value
 load           file + environment → Loaded, or ConfigError with every problem
 reload         SIGHUP: validate, swap, say the difference
+digest         one word for a whole configuration
 providers      mailbox providers: who they are and what they tolerate (provider_file: the file they stand in)
 logs           structlog
 status         the HTTP port of metrics and health
 process        signals, systemd notification, the frame of a process
+start          arguments, configuration, log, loop, exit code of a process
 =============  ==========================================================================
 """

@@ -68,7 +68,7 @@ class Service:
         self._reload = reload
         self._environ = environ
         self._running = False
-        self._status = StatusServer(registry, self._reasons)
+        self._status = StatusServer(registry, self.reasons)
         self._watchdog: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -99,7 +99,8 @@ class Service:
         self._running = True
         notify("READY=1", self._environ)
 
-    def _reasons(self) -> Sequence[str]:
+    def reasons(self) -> Sequence[str]:
+        """Why it is not ready; none = it is."""
         if self.stop.is_set():
             return ["stopping"]
         return self._ready() if self._running else ["starting"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from config.digest import digest_of
 from config.load import ConfigError, Loaded, load
 from config.providers import Providers
 from config.schema import leaves
@@ -30,7 +31,8 @@ NEEDS_RESTART = re.compile(
 
 
 class Reloader:
-    """Holds the configuration in force. ``generation`` starts at 1, also as metric tambo_config_generation."""
+    """Holds the configuration in force. ``generation`` starts at 1, also as metric tambo_config_generation; ``asked``
+    counts reloads, ``refused`` has the problems of the last one, none when it was taken over."""
 
     def __init__(
         self, path: str | Path, environ: Mapping[str, str], loaded: Loaded, log: Any, registry: CollectorRegistry | None
@@ -40,8 +42,12 @@ class Reloader:
         self._log = log
         self._guards: list[Guard] = []
         self._subscribers: list[Subscriber] = []
+        self._watchers: list[Callable[[], None]] = []
         self.loaded = loaded
+        self.digest = digest_of(loaded)
         self.generation = 1
+        self.asked = 0
+        self.refused: tuple[str, ...] = ()
         self._metric = Gauge("tambo_config_generation", "Configurations taken over since the start", registry=registry)
         self._metric.set(1)
 
@@ -61,6 +67,10 @@ class Reloader:
         """Called after each good reload, in order of subscription, from the loop's thread; must not block."""
         self._subscribers.append(subscriber)
 
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Called when a reload is over, whatever came of it."""
+        self._watchers.append(watcher)
+
     def reload(self) -> bool:
         """True when a new configuration is in force (also one without a difference)."""
         try:
@@ -68,14 +78,23 @@ class Reloader:
             self._ask_guards(new)
         except ConfigError as error:
             self._log.error("configuration refused", path=str(self._path), problems=list(error.problems))
+            self._end(error.problems)
             return False
         old, self.loaded = self.loaded, new
+        self.digest = digest_of(new)
         self.generation += 1
         self._metric.set(self.generation)
         self._say(old, new)
         for subscriber in self._subscribers:
             self._tell(subscriber, old, new)
+        self._end(())
         return True
+
+    def _end(self, problems: tuple[str, ...]) -> None:
+        self.asked += 1
+        self.refused = problems
+        for watcher in self._watchers:
+            watcher()
 
     def _ask_guards(self, new: Loaded) -> None:
         problems: list[str] = []

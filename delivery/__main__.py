@@ -1,5 +1,6 @@
 """``python -m delivery``."""
 
-from delivery.main import run, serve
+from delivery.main import main
 
-run("delivery", "takes due mail to its next hops and says what became of it", serve)
+if __name__ == "__main__":
+    raise SystemExit(main())

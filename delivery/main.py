@@ -5,26 +5,17 @@ Exit codes: 0 drained; 1 the queue or an address did not serve; 2 configuration 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import random
 import socket
-import sys
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any
 
-import structlog
-import uvloop
 from prometheus_client import CollectorRegistry
 
-from config import logs
-from config.load import ConfigError, Loaded, default_path, load
-from config.process import Service
-from config.reload import Reloader
+from config.load import Loaded
 from config.replies import Rules, load_rules
 from config.settings import Settings
+from config.start import Start, run
 from delivery.attempt import Judge
 from delivery.away import Absences
 from delivery.doors import Doors
@@ -37,31 +28,14 @@ from delivery.routes import Routes
 from ipreputation.store import LimitStore
 from mailqueue import scripts
 from mailqueue.errors import QueueDown, QueueRefused
+from mailqueue.processes import presence
 from mailqueue.queue import Queue
 
-log = structlog.get_logger("delivery")
-
-Serve = Callable[[Path, Loaded], Coroutine[Any, Any, None]]
+REFUSALS = (QueueDown, QueueRefused)
 
 
-def run(role: str, purpose: str, serve: Serve) -> None:
-    """Arguments, configuration, logs, loop; leaves by SystemExit. Shared by the two processes of this package."""
-    parser = argparse.ArgumentParser(prog=role, description=purpose)
-    parser.add_argument("--config", type=Path, default=default_path(os.environ), help="TOML file (%(default)s)")
-    path: Path = parser.parse_args().config
-    try:
-        loaded = load(path, os.environ)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    logs.configure(loaded.settings.log, role)
-    for warning in loaded.warnings:
-        log.warning("configuration warning", text=warning)
-    try:
-        uvloop.run(serve(path, loaded))
-    except (QueueDown, QueueRefused, OSError, ValueError) as error:
-        log.error(f"{role} cannot run", error=type(error).__name__, text=str(error))
-        raise SystemExit(1) from None
+def main() -> int:
+    return run("delivery", "takes due mail to its next hops and says what became of it", serve, REFUSALS)
 
 
 def router_of(settings: Settings, loaded: Loaded) -> Router:
@@ -87,10 +61,10 @@ def judge_of(settings: Settings, rules: Rules) -> Judge:
     return Judge(rules, settings.delivery.retry, int(settings.delivery.dsn_window_seconds * 1000))
 
 
-async def serve(path: Path, loaded: Loaded) -> None:
-    settings = loaded.settings
+async def serve(start: Start) -> None:
+    settings = start.settings
     registry = CollectorRegistry()
-    reloader = Reloader(path, os.environ, loaded, log, registry)
+    reloader = start.reloader(registry)
     queue = await Queue.open(settings.queue, role="delivery")
     password = settings.queue.password.get_secret_value() if settings.queue.password else None
     redis = scripts.connect(settings.queue.url, password, timeout=None, most=256)  # as many sites as ask at once
@@ -104,13 +78,13 @@ async def serve(path: Path, loaded: Loaded) -> None:
             on_freed=lambda name: engine.limit_freed(name),  # noqa: PLW0108 made below
         )
         doors = Doors(settings.delivery.timeouts, settings.delivery.port, rules)
-        router = router_of(settings, loaded)
+        router = router_of(settings, start.loaded)
         workers = queue.workers()
         engine = Engine(
             settings.delivery,
             workers,
             router,
-            loaded.providers,
+            start.loaded.providers,
             store,
             judge_of(settings, rules),
             doors,
@@ -131,7 +105,8 @@ async def serve(path: Path, loaded: Loaded) -> None:
 
         async with (
             store,
-            Service("delivery", settings.metrics.delivery, registry, ready, reload=reloader.reload) as service,
+            start.service(registry, reloader, ready) as service,
+            presence(queue.shards[0], start, reloader, service),
         ):
             work = asyncio.create_task(engine.run())
             stop = asyncio.create_task(service.stop.wait())

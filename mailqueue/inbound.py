@@ -70,7 +70,7 @@ class InboundStore:
     def __init__(self, settings: QueueSettings, shard: Shard, most: int) -> None:
         self.most = most
         self._patience = settings.put_deadline_seconds
-        self._shard = shard
+        self.shard = shard
         self._memory = MemoryMark(shard, settings)
         self._pulse = Pulse([shard])
         self._compressor = zstandard.ZstdCompressor(level=content.LEVEL, write_checksum=True)
@@ -115,13 +115,13 @@ class InboundStore:
         addressees = orjson.dumps([[one.recipient, one.id, one.index] for one in mail.addressees])
         fields: list[scripts.Argument] = ["id", mail.id, "at", mail.at, "from", mail.reverse_path, "to", addressees]
         fields += ["client", mail.client, "z", self._compressor.compress(mail.content)]
-        entry = await self._shard.run("inbound", [self.most, len(events), *events, *fields])
+        entry = await self.shard.run("inbound", [self.most, len(events), *events, *fields])
         return bytes(entry).decode()
 
     async def close(self) -> None:
         await self._pulse.stop()
         with suppress(Exception):
-            await self._shard.client.aclose()
+            await self.shard.client.aclose()
 
 
 async def newest(shard: Shard, count: int) -> AsyncIterator[Returned]:

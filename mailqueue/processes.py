@@ -9,19 +9,24 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import orjson
 import structlog
 
+from config.process import Service
+from config.reload import Reloader
+from config.start import Start, version
 from mailqueue import keys
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.scripts import Shard
 
 EVERY_SECONDS = 3.0
 BELIEVED_SECONDS = 15.0  # silent for longer = gone
+FAREWELL_SECONDS = 2.0
 
 log = structlog.get_logger("queue")
 
@@ -29,7 +34,8 @@ log = structlog.get_logger("queue")
 @dataclass(frozen=True, slots=True)
 class Process:
     """``status``: host:port of /metrics, "" = none. ``generation``: configurations taken over since the start;
-    ``digest``: of the configuration in force, the same for processes that agree. Times are Unix seconds."""
+    ``digest``: of the configuration in force, the same for processes that agree. ``reloads``: asked for since the start,
+    ``refused``: problems of the last one. ``trouble``: why it is not ready. Times are Unix seconds."""
 
     role: str
     host: str
@@ -41,14 +47,49 @@ class Process:
     status: str = ""
     generation: int = 1
     digest: str = ""
+    reloads: int = 0
+    refused: tuple[str, ...] = ()
+    trouble: str = ""
+    config: str = ""  # the file it reads
 
     @property
     def name(self) -> str:
         return f"{self.role}@{self.host}:{self.pid}"
 
 
-def this_process(role: str, version: str, instance: str = "", status: str = "") -> Process:
-    return Process(role, socket.gethostname(), os.getpid(), instance, time.time(), version, keys.SCHEMA, status)
+@asynccontextmanager
+async def presence(shard: Shard, start: Start, reloader: Reloader, service: Service) -> AsyncIterator[None]:
+    """This process says that it is there, from its first moment to the end of its drain."""
+    status = f"{service.port[0]}:{service.port[1]}" if service.port else ""
+    born = Process(
+        role=start.role,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        instance=str(start.instance),
+        started=time.time(),
+        version=version(),
+        schema=keys.SCHEMA,
+        status=status,
+        config=str(start.path.absolute()),
+    )
+
+    def facts() -> Process:
+        return replace(
+            born,
+            generation=reloader.generation,
+            digest=reloader.digest,
+            reloads=reloader.asked,
+            refused=reloader.refused,
+            trouble="; ".join(service.reasons()),
+        )
+
+    said = Presence(shard, facts)
+    reloader.watch(said.changed)
+    said.start()
+    try:
+        yield
+    finally:
+        await said.stop()
 
 
 class Presence:
@@ -73,8 +114,9 @@ class Presence:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        with suppress(QueueDown, ServerAnswer):
-            await self._shard.command("HDEL", self._shard.prefix + "processes", self._facts().name)
+        with suppress(QueueDown, ServerAnswer, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self._shard.command("HDEL", self._shard.prefix + "processes", self._facts().name)
 
     async def _beat(self) -> None:
         while True:
@@ -105,5 +147,11 @@ async def present(shard: Shard) -> list[Process]:
         if now - said.pop("at") > BELIEVED_SECONDS:
             await shard.command("HDEL", shard.prefix + "processes", name)
         else:
-            found.append(Process(**{key: value for key, value in said.items() if key in Process.__slots__}))
+            found.append(_read(said))
     return sorted(found, key=lambda process: (process.role, process.name))
+
+
+def _read(said: dict[str, Any]) -> Process:
+    """A newer relay may say more than this one knows."""
+    known = {key: value for key, value in said.items() if key in Process.__slots__}
+    return Process(**{**known, "refused": tuple(known.get("refused", ()))})

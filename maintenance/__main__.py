@@ -1,3 +1,4 @@
 from maintenance.main import main
 
-main()
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,27 +6,22 @@ what it takes nothing can go out again. Exit codes as relayd's.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import socket
 import ssl
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import structlog
-import uvloop
 from prometheus_client import CollectorRegistry
 
-from config import logs
 from config.activation import inherited_sockets
-from config.load import ConfigError, Loaded, default_path, load
-from config.process import Service
-from config.reload import Reloader
+from config.load import Loaded
 from config.settings import ListenerSettings, RelaydSettings, Settings
+from config.start import Start, run
 from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.inbound import InboundStore
+from mailqueue.processes import presence
 from relayd.accounts import Accounts
 from relayd.doors import Build, Doors
 from relayd.listener.connection import Surroundings, mould
@@ -105,30 +100,14 @@ def _limits(settings: Settings) -> RelaydSettings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="inbound", description="takes returned mail and keeps it")
-    parser.add_argument("--config", type=Path, default=default_path(os.environ), help="TOML file (%(default)s)")
-    path: Path = parser.parse_args(arguments).config
-    try:
-        loaded = load(path, os.environ)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    logs.configure(loaded.settings.log, "inbound")
-    try:
-        uvloop.run(serve(path, loaded))
-    except (QueueDown, QueueRefused, OSError, ValueError) as error:
-        log.error("inbound cannot run", error=type(error).__name__, text=str(error))
-        return 1
-    return 0
+    return run("inbound", "takes returned mail and keeps it", serve, (QueueDown, QueueRefused), arguments)
 
 
-async def serve(path: Path, loaded: Loaded) -> None:
+async def serve(start: Start) -> None:
     """Store, listeners, status port; until SIGTERM; then the drain, and the store last."""
-    settings = loaded.settings
-    for warning in loaded.warnings:
-        log.warning("configuration warning", text=warning)
+    settings = start.settings
     registry = CollectorRegistry()
-    reloader = Reloader(path, os.environ, loaded, log, registry)
+    reloader = start.reloader(registry)
     store = await InboundStore.open(settings.queue, settings.inbound.keep)
     try:
         store.watch()
@@ -143,7 +122,10 @@ async def serve(path: Path, loaded: Loaded) -> None:
 
         reloader.guard(lambda new: inbound.check(new.settings))
         reloader.subscribe(take_over)
-        async with Service("inbound", settings.metrics.inbound, registry, ready, reload=reloader.reload) as service:
+        async with (
+            start.service(registry, reloader, ready) as service,
+            presence(store.shard, start, reloader, service),
+        ):
             await inbound.start(handed=inherited_sockets())
             service.started()
             await service.stop.wait()

@@ -231,7 +231,7 @@ def mail(number: int = 0, content: bytes = b"Subject: x\r\n\r\n" + b"text\r\n" *
 def test_mail_and_its_events_are_kept_together(any_redis_server: RedisServer) -> None:
     async def scenario() -> None:
         store = await InboundStore.open(QueueSettings(url=any_redis_server.url), 100)
-        shard = store._shard
+        shard = store.shard
         kept = mail(content=bytes(range(256)) * 100)
         entry = await store.keep(kept)
         found = await inbound.find(shard, entry)
@@ -247,7 +247,7 @@ def test_mail_and_its_events_are_kept_together(any_redis_server: RedisServer) ->
 
     async def afterwards() -> None:
         store = await InboundStore.open(QueueSettings(url=any_redis_server.url), 100)
-        assert [one.content async for one in inbound.newest(store._shard, 9)] == [bytes(range(256)) * 100]
+        assert [one.content async for one in inbound.newest(store.shard, 9)] == [bytes(range(256)) * 100]
         await store.close()
 
     run(afterwards())
@@ -258,11 +258,11 @@ def test_only_so_many_are_kept_and_the_newest_come_first(shared_redis: RedisServ
         store = await InboundStore.open(QueueSettings(url=shared_redis.url), 150)
         for number in range(450):
             assert await store.keep(mail(number))
-        found = [one.at - 1_700_000_000_000 async for one in inbound.newest(store._shard, 1000)]
+        found = [one.at - 1_700_000_000_000 async for one in inbound.newest(store.shard, 1000)]
         assert found == list(range(449, 449 - len(found), -1))
         assert 150 <= len(found) < 300  # whole nodes of the stream go
-        assert len([one async for one in inbound.newest(store._shard, 120)]) == 120
-        assert await inbound.find(store._shard, "1-1") is None
+        assert len([one async for one in inbound.newest(store.shard, 120)]) == 120
+        assert await inbound.find(store.shard, "1-1") is None
         await store.close()
 
     run(scenario())
@@ -273,7 +273,7 @@ def test_the_memory_mark_is_respected(shared_redis: RedisServer) -> None:
         store = await InboundStore.open(QueueSettings(url=shared_redis.url, memory_mark=0.0000001), 150)
         assert await store.keep(mail()) == ""
         assert not store.accepting
-        assert [one async for one in inbound.newest(store._shard, 9)] == []
+        assert [one async for one in inbound.newest(store.shard, 9)] == []
         await store.close()
 
     run(scenario())
