@@ -40,7 +40,6 @@ class Kept:
 
 class KeepsNothing:
     accepting = True
-    stopped = ""
 
     def new_id(self, account: str, idempotency_key: str | None = None) -> str:
         return new_id()

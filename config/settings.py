@@ -317,7 +317,7 @@ class StreamSettings(Section):
 
 class AlarmSettings(Section):
     no_progress_seconds: Seconds = Field(
-        300.0, ge=10, description="due mail, free limits and nothing settled for so long raise an alarm"
+        300.0, ge=1, description="due mail, free limits and nothing settled for so long raise an alarm"
     )
 
 

@@ -23,11 +23,13 @@ from mailqueue.inspect import summary
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from maintenance.alarms import Alarms
+from maintenance.checks import Checks
+from maintenance.watch import Watch
 from signing.dkim import Signer
 from signing.keys import load as load_keys
 
 PAUSE_SECONDS = 1.0  # between rounds
-EACH = {"alarms": 5, "look": 5, "count": 10, "tidy": 300}  # rounds
+EACH = {"alarms": 5, "look": 5, "count": 10, "checks": 10, "quotas": 60, "tidy": 300}  # rounds
 
 log = structlog.get_logger("maintenance")
 
@@ -49,6 +51,8 @@ class Maintenance:
         self._held = Gauge("tambo_held_count", "Items on hold", registry=registry)
         self._workers = Gauge("tambo_workers", "Delivery workers with a lease", registry=registry)
         self.alarms = Alarms(queue.shards[0], registry)
+        self._watch = Watch(queue, self.alarms, registry, reloader.loaded)
+        self._checks = Checks(queue, self.alarms, registry)
         self.trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -70,16 +74,19 @@ class Maintenance:
 
     async def _round(self, number: int) -> str:
         """What went wrong, "" when nothing did: a step that fails holds up neither the others nor the next round."""
-        trouble = ""
+        troubles: dict[str, str] = {}
         for name, step in self._steps(number):
+            troubles.setdefault(name, "")
             try:
                 await step
             except QueueDown:
                 raise
             except Exception as error:
                 log.exception("step failed", step=name)
-                trouble = f"{name} failed: {type(error).__name__}"
-        return trouble
+                troubles[name] = f"{name} failed: {type(error).__name__}"
+        for name, trouble in troubles.items():
+            await self.alarms.set(f"step-failed:{name}", bool(trouble), trouble)
+        return next(filter(None, troubles.values()), "")
 
     def _steps(self, number: int) -> Iterator[tuple[str, Coroutine[Any, Any, object]]]:
         # The queue is what it was when opened, whatever a reloaded file says of its shards.
@@ -95,6 +102,11 @@ class Maintenance:
                 yield "tidy", reaper.tidy(settings.queue.events_keep)
         if number % EACH["count"] == 0:
             yield "count", self._count()
+        yield "watch", self._watch.look(settings)
+        if number % EACH["checks"] == 0:
+            yield "checks", self._checks.look()
+        if number % EACH["quotas"] == 0:
+            yield "quotas", self._checks.quotas()
 
     async def _reap(self, reaper: Reaper) -> None:
         self._reaped.inc(await reaper.reap())
@@ -113,8 +125,9 @@ class Maintenance:
         self._next_signer = load_keys(new.settings.signing.directory)
         return ()
 
-    def take_over(self, _old: Loaded, _new: Loaded) -> None:
+    def take_over(self, _old: Loaded, new: Loaded) -> None:
         self._signer = self._next_signer
+        self._watch.take_over(new)
 
     def _told(self, event: Event) -> None:
         if event.kind == "expired":

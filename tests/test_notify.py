@@ -192,6 +192,7 @@ class _Settled:
     """A configuration that is never reloaded."""
 
     settings = settings()
+    loaded = Loaded(settings, {}, providers())
 
 
 def test_a_step_of_maintenance_that_fails_holds_up_neither_the_others_nor_the_process(
