@@ -40,6 +40,7 @@ class Kept:
 
 class KeepsNothing:
     accepting = True
+    stopped = ""
 
     def new_id(self, account: str, idempotency_key: str | None = None) -> str:
         return new_id()

@@ -28,7 +28,8 @@ put, settled           hash      writer, epoch → "<number> <ms> <answer>" of i
 weight                 hash      account number → weight
 accounts               hash      name → "<revision> <changed at, ms> <JSON>" (shard 0 alone); also the channel of changes
 ac:<token>             string    version that a change of accounts made, so that its repetition changes nothing
-meta                   hash      schema, epoch (last one given), stops (version), accounts (version)
+meta                   hash      schema, epoch (last one given), stops (version), accounts (version); intake (why no new
+                                 mail is taken), intake_since, intake_until (:mod:`mailqueue.intake`)
 bell                   channel   something is due earlier than known
 bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
                                  first (id of the first event that was paid from it), "u:<local day>\\n<origin>" →

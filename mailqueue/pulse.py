@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import structlog
@@ -18,10 +18,12 @@ log = structlog.get_logger("queue")
 
 
 class Pulse:
-    """One PING a second to each shard; `felt` is what the last round found, so at most three seconds old."""
+    """One PING a second to each shard; `felt` is what the last round found, so at most three seconds old. `also` is
+    asked in each round."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], also: Callable[[], Awaitable[None]] | None = None) -> None:
         self._shards = shards
+        self._also = also
         self._task: asyncio.Task[None] | None = None
         self.felt = True  # who opens a queue has just had answers
 
@@ -51,6 +53,8 @@ class Pulse:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 for shard in self._shards:
                     await shard.command("PING")
+                if self._also is not None:
+                    await self._also()
         except (QueueDown, ServerAnswer, TimeoutError) as error:
             return str(error) or "no answer in time"
         return ""

@@ -20,6 +20,7 @@ from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
+from mailqueue.intake import Intake
 from mailqueue.logline import say
 from mailqueue.message import Message, new_id
 from mailqueue.pulse import Pulse
@@ -56,7 +57,8 @@ class Queue:
         ]
         self._memory = memory.MemoryMark(shards[0], settings)
         self._events: Batch[Event, bytes] = Batch(self._emit, most=500)
-        self._pulse = Pulse(shards)
+        self._intake = Intake(shards[0])
+        self._pulse = Pulse(shards, self._intake.look)
         self._closing = False
 
     @classmethod
@@ -93,8 +95,16 @@ class Queue:
             return False
         return not any(writer.down for writer in self._writers)
 
-    def watch(self) -> None:
-        """From now on the server is asked every second whether it answers, until the queue is closed."""
+    @property
+    def stopped(self) -> str:
+        """Why no new mail is to be taken, by an operator's word; "" = it is. Without :meth:`watch`, nobody looks."""
+        return self._intake.stopped.reason if self._intake.stopped else ""
+
+    async def watch(self) -> None:
+        """From now on the server is asked every second whether it answers and new mail is to be taken, until the queue is
+        closed; the first answer is there when this returns."""
+        with suppress(QueueDown):
+            await self._intake.look()
         self._pulse.start()
 
     def new_id(self, account: str, idempotency_key: str | None = None) -> str:

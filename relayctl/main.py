@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from relayctl import account, auth, config, dkim, events, inbound, queue, quota
+from relayctl import account, auth, config, dkim, events, inbound, intake, queue, quota
 from relayctl.up import up
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(quota.app, name="quota", help="What accounts may still send, and t
 app.add_typer(queue.app, name="queue", help="What is queued, and stopping or holding it.")
 app.add_typer(events.app, name="events", help="What became of the mail.")
 app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
+app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
 app.command()(up)
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Door:
 
 class Doors:
     """``furnish(settings, listener, context)`` gives what makes a listener's sessions; called at start and on reload.
-    ``shun(address)``: whom not to let in, beside the caps."""
+    ``shun(address)``: whom not to let in, beside the caps; ``closed()``: why nobody is let in just now."""
 
     def __init__(
         self,
@@ -82,11 +82,13 @@ class Doors:
         metrics: ListenerMetrics,
         registry: CollectorRegistry,
         shun: Callable[[str], Reply | None] = lambda _address: None,
+        closed: Callable[[], Reply | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._furnish = furnish
         self._metrics = metrics
         self._shun = shun
+        self._closed = closed
         self._expiry = Gauge(
             "tambo_certificate_expiry_seconds", "seconds until a listener's certificate expires", ["listener"], registry=registry
         )  # fmt: skip
@@ -210,6 +212,8 @@ class Doors:
     def join(self, listener: str, most_of_listener: int | None) -> Reply | None:
         if self.draining:
             return replies.SHUTTING_DOWN
+        if (refusal := self._closed()) is not None:
+            return refusal
         return self.census.join(listener, self._settings.max_connections, most_of_listener)
 
     def claim(self, address: str) -> Reply | None:

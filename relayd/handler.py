@@ -40,6 +40,8 @@ class Submission(Protocol):
 
     @property
     def accepting(self) -> bool: ...
+    @property
+    def stopped(self) -> str: ...
     def new_id(self, account: str, idempotency_key: str | None = None) -> str: ...
     async def put(
         self,
@@ -80,6 +82,8 @@ class SubmissionHandler:
         gone, client = server.renew(), server.client
         refusal = gone or policy.may_submit(client) or policy.check_reverse_path(address, envelope.smtp_utf8)
         refusal = refusal or policy.may_send_as(client.account, address)
+        if refusal is None and self._queue.stopped:
+            refusal = replies.INTAKE_STOPPED
         if refusal is None and not self._queue.accepting:
             refusal = replies.NOT_ACCEPTING
         if refusal is not None:

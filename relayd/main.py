@@ -32,7 +32,7 @@ async def serve(start: Start) -> None:
     reloader = start.reloader(registry)
     queue = await Queue.open(settings.queue, role="relayd", quota=settings.quota)
     try:
-        queue.watch()
+        await queue.watch()
         store = queue.accounts()
         stored = await store.read()
         await queue.set_weights({each.name: each.weight for each in (*stored.accounts, *settings.accounts)})
@@ -41,7 +41,8 @@ async def serve(start: Start) -> None:
         relayd.keep(stored)
 
         def ready() -> list[str]:
-            return [] if queue.accepting else ["the queue does not accept mail"]
+            reasons = [] if queue.accepting else ["the queue does not accept mail"]
+            return [*reasons, f"intake is stopped: {queue.stopped}"] if queue.stopped else reasons
 
         reloader.guard(lambda new: relayd.check(new.settings))
         reloader.subscribe(lambda _old, new: relayd.reload(new.settings))

@@ -42,6 +42,7 @@ TOO_MANY_COMMANDS = Reply(421, "4.7.0", "too many commands in one session, conne
 TOO_MANY_FAILED_AUTH = Reply(421, "4.7.0", "too many failed authentications", "auth")
 PASSWORD_GONE = Reply(421, "4.7.0", "the password does not count any more, connect again", "auth")
 SHUTTING_DOWN = Reply(421, "4.3.2", "shutting down, connect again", "shutdown")
+INTAKE_STOPPED = Reply(421, "4.3.2", "no mail is taken for now, try again later", "intake")
 IDLE = Reply(421, "4.4.2", "idle for too long", "idle")
 CONTENT_TOO_SLOW = Reply(421, "4.4.2", "content took too long", "idle")
 NOT_SMTP = Reply(421, "4.7.0", "this is SMTP", "syntax")

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterable
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from config.settings import ListenerSettings, RelaydSettings, Settings
 from mailqueue.accounts import Stored
@@ -66,7 +66,10 @@ class Relayd:
         self._checked = settings, read_keys(settings)
         self._handler = SubmissionHandler(queue, self._preparation(*self._checked), self._metrics)
         self._volume = Volume()
-        self.doors = Doors(settings.relayd, self._furnish, self._metrics, registry, self._shun)
+        self.doors = Doors(settings.relayd, self._furnish, self._metrics, registry, self._shun, self._closed)
+        Gauge("tambo_intake_stopped", "1 while an operator's word keeps new mail out", registry=registry).set_function(
+            lambda: bool(queue.stopped)
+        )
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -137,6 +140,9 @@ class Relayd:
     def _shun(self, address: str) -> Reply | None:
         shunned = self._authenticator.shuns(address) and self._accounts.by_address(address) is None
         return replies.TOO_MANY_FAILED_AUTH if shunned else None
+
+    def _closed(self) -> Reply | None:
+        return replies.INTAKE_STOPPED if self._queue.stopped else None
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:

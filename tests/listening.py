@@ -49,6 +49,7 @@ class RecordingQueue:
     """Says what `verdict` says; `gate` holds puts back, `failure` is raised."""
 
     accepting: bool = True
+    stopped: str = ""
     verdict: str = "queued"
     failure: Exception | None = None
     refusal: Kept | None = None

@@ -25,7 +25,7 @@ from tests.test_relayd_main import FILE
 def test_a_watched_queue_notices_without_a_put(redis_server: Any, how: str) -> None:
     async def scenario() -> None:
         async with opened(redis_server.url) as queue:
-            queue.watch()
+            await queue.watch()
             assert queue.accepting
 
             async def refusing() -> bool:
