@@ -32,7 +32,8 @@ NEEDS_RESTART = re.compile(
 
 class Reloader:
     """Holds the configuration in force. ``generation`` starts at 1, also as metric tambo_config_generation; ``asked``
-    counts reloads, ``refused`` has the problems of the last one, none when it was taken over."""
+    counts reloads, ``refused`` has the problems of the last one, none when it was taken over, and ``changes`` what it
+    changed. ``restart``: keys that differ from what the process started with and are read only then."""
 
     def __init__(
         self, path: str | Path, environ: Mapping[str, str], loaded: Loaded, log: Any, registry: CollectorRegistry | None
@@ -48,6 +49,9 @@ class Reloader:
         self.generation = 1
         self.asked = 0
         self.refused: tuple[str, ...] = ()
+        self.changes: dict[str, str] = {}
+        self.restart: tuple[str, ...] = ()
+        self._first = loaded
         self._metric = Gauge("tambo_config_generation", "Configurations taken over since the start", registry=registry)
         self._metric.set(1)
 
@@ -78,21 +82,23 @@ class Reloader:
             self._ask_guards(new)
         except ConfigError as error:
             self._log.error("configuration refused", path=str(self._path), problems=list(error.problems))
-            self._end(error.problems)
+            self._end(error.problems, {})
             return False
         old, self.loaded = self.loaded, new
         self.digest = digest_of(new)
         self.generation += 1
         self._metric.set(self.generation)
-        self._say(old, new)
+        changes = differences(old, new)
+        self._say(new, changes)
         for subscriber in self._subscribers:
             self._tell(subscriber, old, new)
-        self._end(())
+        self.restart = tuple(key for key in differences(self._first, new) if NEEDS_RESTART.fullmatch(key))
+        self._end((), changes)
         return True
 
-    def _end(self, problems: tuple[str, ...]) -> None:
+    def _end(self, problems: tuple[str, ...], changes: dict[str, str]) -> None:
         self.asked += 1
-        self.refused = problems
+        self.refused, self.changes = problems, changes
         for watcher in self._watchers:
             watcher()
 
@@ -106,8 +112,7 @@ class Reloader:
         if problems:
             raise ConfigError(problems)
 
-    def _say(self, old: Loaded, new: Loaded) -> None:
-        changes = differences(old, new)
+    def _say(self, new: Loaded, changes: dict[str, str]) -> None:
         self._log.info("configuration reloaded", path=str(self._path), generation=self.generation, changes=changes)
         if later := [key for key in changes if NEEDS_RESTART.fullmatch(key)]:
             self._log.warning("configuration needs restart", keys=later)

@@ -9,9 +9,10 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -27,6 +28,7 @@ from mailqueue.scripts import Shard
 EVERY_SECONDS = 3.0
 BELIEVED_SECONDS = 15.0  # silent for longer = gone
 FAREWELL_SECONDS = 2.0
+MOST_SAID = 50  # problems and changes: a word every few seconds must stay small
 
 log = structlog.get_logger("queue")
 
@@ -35,7 +37,8 @@ log = structlog.get_logger("queue")
 class Process:
     """``status``: host:port of /metrics, "" = none. ``generation``: configurations taken over since the start;
     ``digest``: of the configuration in force, the same for processes that agree. ``reloads``: asked for since the start,
-    ``refused``: problems of the last one. ``trouble``: why it is not ready. Times are Unix seconds."""
+    ``refused``: problems of the last one, ``changes``: what it changed. ``restart``: keys whose new value waits for one.
+    ``trouble``: why it is not ready. Times are Unix seconds."""
 
     role: str
     host: str
@@ -49,6 +52,8 @@ class Process:
     digest: str = ""
     reloads: int = 0
     refused: tuple[str, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
+    restart: tuple[str, ...] = ()
     trouble: str = ""
     config: str = ""  # the file it reads
 
@@ -79,7 +84,9 @@ async def presence(shard: Shard, start: Start, reloader: Reloader, service: Serv
             generation=reloader.generation,
             digest=reloader.digest,
             reloads=reloader.asked,
-            refused=reloader.refused,
+            refused=_bounded(reloader.refused),
+            changes=dict(islice(reloader.changes.items(), MOST_SAID)),
+            restart=_bounded(reloader.restart),
             trouble="; ".join(service.reasons()),
         )
 
@@ -154,4 +161,8 @@ async def present(shard: Shard) -> list[Process]:
 def _read(said: dict[str, Any]) -> Process:
     """A newer relay may say more than this one knows."""
     known = {key: value for key, value in said.items() if key in Process.__slots__}
-    return Process(**{**known, "refused": tuple(known.get("refused", ()))})
+    return Process(**{**known, **{key: tuple(known.get(key, ())) for key in ("refused", "restart")}})
+
+
+def _bounded(lines: tuple[str, ...]) -> tuple[str, ...]:
+    return lines if len(lines) <= MOST_SAID else (*lines[:MOST_SAID], f"… and {len(lines) - MOST_SAID} more")

@@ -1,4 +1,4 @@
-"""``relayctl config check | show | reference``."""
+"""``relayctl config check | show | reference``; ``reload`` has a file of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from config import reference as pages
+from config.digest import digest_of
 from config.load import ConfigError, Loaded, default_path, load
 from config.schema import leaves
 
@@ -26,8 +27,13 @@ PathOption = Annotated[
 
 
 @app.command()
-def check(config: PathOption = None) -> None:
+def check(
+    config: PathOption = None, json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False
+) -> None:
     """Validate file and environment: exit 0, or 1 with every problem on standard error."""
+    if json:
+        _check_json(config or default_path(os.environ))
+        return
     loaded = load_or_exit(config)
     count = Counter(origin.partition(" ")[0] for origin in loaded.origins.values())
     sources = f"{count['file']} values from the file, {count['environment']} from the environment"
@@ -58,6 +64,16 @@ def reference(language: Annotated[str, typer.Option(help=" or ".join(pages.LANGU
         typer.echo(pages.page(language), nl=False)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--language") from None
+
+
+def _check_json(path: Path) -> None:
+    try:
+        loaded = load(path, os.environ)
+    except ConfigError as error:
+        typer.echo(orjson.dumps({"path": str(path), "valid": False, "problems": error.problems, "warnings": []}))
+        raise typer.Exit(1) from None
+    said = {"path": str(path), "valid": True, "problems": [], "warnings": loaded.warnings, "digest": digest_of(loaded)}
+    typer.echo(orjson.dumps(said))
 
 
 def load_or_exit(path: Path | None) -> Loaded:

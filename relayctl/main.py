@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from relayctl import account, auth, config, dkim, events, inbound, intake, queue, quota
+from relayctl.reload import reload
 from relayctl.up import up
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # they would print local variables, secrets among them
 )
+config.app.command()(reload)
 app.add_typer(config.app, name="config", help="The configuration file and the environment.")
 app.add_typer(account.app, name="account", help="Accounts of submitting systems.")
 app.add_typer(auth.app, name="auth", help="Failed authentications.")

@@ -46,6 +46,9 @@ def test_check_names_every_problem(tmp_path: Path) -> None:
         '  log.format: "xml" is not allowed; allowed: one of "json", "console" (from environment TAMBO__LOG__FORMAT)',
     ]
     assert relayctl("config", "show", "--config", str(path)).returncode == 1
+    ran = relayctl("config", "check", "--json", TAMBO_CONFIG=str(path), TAMBO__LOG__FORMAT="xml")
+    said = json.loads(ran.stdout)
+    assert ran.returncode == 1 and said["valid"] is False and len(said["problems"]) == 3
 
 
 def test_default_path() -> None:
@@ -59,6 +62,8 @@ def test_warnings_do_not_fail(tmp_path: Path) -> None:
     path.write_text("")
     ran = relayctl("config", "check", "--config", str(path))
     assert ran.returncode == 0 and "delivery.hostname: localhost in EHLO" in ran.stderr
+    said = json.loads(relayctl("config", "check", "--config", str(path), "--json").stdout)
+    assert said["valid"] and "delivery.hostname" in said["warnings"][0] and len(said["digest"]) == 16
 
 
 def test_show(tmp_path: Path) -> None:
