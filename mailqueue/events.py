@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -91,8 +91,9 @@ class Event:
         return orjson.dumps(record)
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Event:
-        """Unknown fields of a later version are ignored; a missing ``kind`` or ``at`` is a ValueError."""
+    def from_json(cls, data: bytes | str, **beside: Any) -> Self:
+        """Unknown fields of a later version are ignored; a missing ``kind`` or ``at`` is a ValueError. ``beside``: what
+        a subclass has besides."""
         record = orjson.loads(data)
         if not isinstance(record, dict) or "kind" not in record or "at" not in record:
             raise ValueError("an event needs kind and at")
@@ -104,7 +105,7 @@ class Event:
         for name in ("recipients", "skipped", "warnings"):
             if name in known:
                 known[name] = tuple(known[name])
-        return cls(**known)
+        return cls(**known, **beside)
 
 
 _NAMES = tuple(f.name for f in fields(Event))

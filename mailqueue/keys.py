@@ -29,13 +29,15 @@ weight                 hash      account number → weight
 accounts               hash      name → "<revision> <changed at, ms> <JSON>" (shard 0 alone); also the channel of changes
 ac:<token>             string    version that a change of accounts made, so that its repetition changes nothing
 meta                   hash      schema, epoch (last one given), stops (version), accounts (version); intake (why no new
-                                 mail is taken), intake_since, intake_until (:mod:`mailqueue.intake`)
+                                 mail is taken), intake_since, intake_until (:mod:`mailqueue.intake`); trimmed (id of
+                                 the last event that is gone from the stream)
 bell                   channel   something is due earlier than known
 bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
                                  first (id of the first event that was paid from it), "u:<local day>\\n<origin>" →
                                  recipients used; accounts with a bag
 alarms                 hash      name → "<since, ms> <count> <reason>" of the alarms that are on (shard 0 alone)
 processes              hash      who works here (:mod:`mailqueue.processes`; shard 0 alone)
+groups, gr:<name>      set, hash groups of consumers; owner, kinds, lease, position per shard (shard 0 alone)
 events:{qN}            stream    the events, field "e"
 inbound:{q0}           stream    mail that came back (:mod:`mailqueue.inbound`)
 =====================  ========  ==================================================================================

@@ -21,6 +21,7 @@ from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
 from mailqueue.quota import USE_DAYS, Charge
 from mailqueue.reading import Reader
 from mailqueue.scripts import Argument, Shard
+from mailqueue.trimming import trim
 from mailqueue.worker import Settlement, damaged, settle_arguments, unpack_state
 from mailqueue.writer import Put
 
@@ -210,7 +211,7 @@ class Reaper:
     async def tidy(self, events_keep: int) -> None:
         """Old answers of writers and workers (a day), suspensions whose time is over, the event stream's tail, and which
         day quotas were used more than :data:`USE_DAYS` ago."""
-        await self._shard.command("XTRIM", self._shard.events, "MAXLEN", "~", events_keep)
+        await trim(self._shard, events_keep)
         now = time.time() * 1000
         for name in ("put", "settled"):
             async for rows in self._pages(name):

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 from mailqueue.errors import QueueDown
 from mailqueue.scripts import Shard
+from mailqueue.trimming import trimmed_to
 from streams import ids
 from streams.archive import Archive
+from streams.positions import FRESH
 from streams.segment import Entry, SegmentDamaged
 
 MOST = 2000  # entries fetched at once
 MOST_BLOCK_SECONDS = 5.0  # a command is given up after twice that
+FIRST = ids.parse(FRESH)
 
 Lost = Callable[[int, str, str], None]
 """(shard, last id read, next id): entries between them may be gone, trimmed without an archive or deleted from it."""
@@ -76,8 +79,7 @@ class Tape:
             await self._watch(found[0][0])
             return found
         self._reading = None
-        if rows:
-            await self._watch(rows[0][0])
+        await self._watch(rows[0][0] if rows else "")
         return rows[:most]
 
     async def _stream(self, most: int) -> list[Entry]:
@@ -106,17 +108,28 @@ class Tape:
         return found
 
     async def _watch(self, next_id: str) -> None:
-        """Says so when there may have been entries between ``after`` and the next one that is left."""
-        if self._lost is None or ids.parse(self.after) == ids.NONE:
+        """Says so when there may have been entries between ``after`` and the next one that is left ("" = none is)."""
+        after = ids.parse(self.after)
+        if self._lost is None or after == ids.NONE:
             return
-        if self._archive is not None:
-            oldest = await asyncio.to_thread(self._archive.oldest, self.shard.number)
-            if oldest and ids.parse(oldest) <= ids.parse(self.after):
-                return
-        if not await self._never_trimmed():
-            self._lost(self.shard.number, self.after, next_id)
+        trimmed = await trimmed_to(self.shard)  # asked after the stream was
+        if after >= ids.parse(trimmed) and (trimmed or not next_id):
+            return
+        if self._archive is not None and await asyncio.to_thread(self._covered, self._archive, after, trimmed):
+            return
+        if trimmed or not await self._never_trimmed():
+            self._lost(self.shard.number, self.after, next_id or ids.text(ids.following(ids.parse(trimmed))))
+
+    def _covered(self, archive: Archive, after: ids.StreamId, trimmed: str) -> bool:
+        """The archive has all of its time behind ``after``, up to where the stream was trimmed. Who began before there
+        was any event (:data:`~streams.positions.FRESH`) begins with whatever is archived first."""
+        oldest, newest = archive.oldest(self.shard.number), archive.newest(self.shard.number)
+        if not oldest or ids.parse(newest) < ids.parse(trimmed):
+            return False
+        return after <= FIRST or after >= ids.preceding(ids.parse(oldest))
 
     async def _never_trimmed(self) -> bool:
+        """For a stream that was trimmed before it was remembered how far."""
         answer = await self.shard.command("XINFO", "STREAM", self.shard.events)
         facts = dict(zip(answer[::2], answer[1::2], strict=True))
         return bool(facts.get(b"entries-added") == facts[b"length"])  # not told before Redis 7
