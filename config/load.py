@@ -2,7 +2,8 @@
 
 The environment wins over the file: ``TAMBO__SECTION__KEY`` (nested by ``__``), lists whole and as JSON:
 ``TAMBO__QUEUE__URL``, ``TAMBO__DELIVERY__NAMESERVERS='["127.0.0.1:5353"]'``. Values of the environment
-are text and read as the key's kind; an empty one means "none" where a key may have no value.
+are text and read as the key's kind; an empty one means "none" where a key may have no value. Between the two stand the
+service manager's credentials (:mod:`config.credentials`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, get_origin
 
 from pydantic import SecretStr
 
-from config import check, route_files
+from config import check, credentials, route_files
 from config.providers import Providers
 from config.schema import ConfigError, Problem, Section, fields_of, fit, join, leaves, nearest, section_in
 from config.settings import Settings
@@ -31,7 +32,7 @@ PREFIX = "TAMBO__"
 @dataclass(frozen=True, slots=True)
 class Loaded:
     settings: Settings
-    origins: Mapping[str, str]  # dotted key → "default" | "file <path>" | "environment NAME"
+    origins: Mapping[str, str]  # dotted key → "default" | "file <path>" | "environment NAME" | "credential NAME"
     providers: Providers
     warnings: tuple[str, ...] = ()
     passwords: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)  # of routes, by name
@@ -45,8 +46,9 @@ def load(path: str | Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     """Read, merge, validate. The rules of :mod:`config.check` are tried once every single value is right."""
     path = Path(path)
     data = read_toml(path)
-    _settle_paths(data, path.parent)
-    places, problems = _from_environment(environ, data)
+    problems = _settle_paths(data, path.parent, environ)
+    places, unread = _from_outside(environ, data)
+    problems += unread
     settings, wrong = fit(Settings, data)
     problems += [_sourced(problem, places) for problem in wrong]
     providers: Providers | None = None
@@ -81,8 +83,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
 
 
-def _settle_paths(data: dict[str, Any], directory: Path) -> None:
-    """A relative path inside the file is relative to the file."""
+def _settle_paths(data: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> list[str]:
+    """A relative path inside the file is relative to the file; a credential is where the service manager put it."""
     relayd = data.get("relayd")
     listeners = relayd.get("listeners") if isinstance(relayd, dict) else None
     elements = listeners if isinstance(listeners, list) else []
@@ -94,9 +96,18 @@ def _settle_paths(data: dict[str, Any], directory: Path) -> None:
         *((element, name) for element in elements for name in ("certificate", "key")),
         *((way, name) for way in ways for name in ("ca_file", "password_file")),
     ]
+    problems = []
     for table, name in tables:
-        if isinstance(table, dict) and isinstance(table.get(name), str) and table[name]:
+        if not (isinstance(table, dict) and isinstance(table.get(name), str) and table[name]):
+            continue
+        if table[name].startswith(credentials.SCHEME):
+            try:
+                table[name] = credentials.path_of(table[name], environ)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        else:
             table[name] = str((directory / table[name]).absolute())
+    return problems
 
 
 def _variables(model: type[Section] = Settings, path: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
@@ -111,9 +122,10 @@ def _variables(model: type[Section] = Settings, path: tuple[str, ...] = ()) -> d
     return found
 
 
-def _from_environment(environ: Mapping[str, str], data: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Puts the variables' values into ``data``; gives {dotted key: variable} and what is wrong."""
-    variables, places, problems = _variables(), {}, []
+def _from_outside(environ: Mapping[str, str], data: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Puts credentials into ``data``, then variables; gives {dotted key: what it came from} and what is wrong."""
+    variables = _variables()
+    places, problems = _from_credentials(environ, data, variables)
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         if name not in variables:
             problems.append(_unknown_variable(name, tuple(variables)))
@@ -125,7 +137,30 @@ def _from_environment(environ: Mapping[str, str], data: dict[str, Any]) -> tuple
             problems.append(f"{name}: {error}")
             continue
         if _put(data, path, value):
-            places[".".join(path)] = name
+            places[".".join(path)] = f"environment {name}"
+    return places, problems
+
+
+def _from_credentials(
+    environ: Mapping[str, str], data: dict[str, Any], variables: Mapping[str, tuple[tuple[str, ...], Any]]
+) -> tuple[dict[str, str], list[str]]:
+    given, problems = credentials.values(environ)
+    known = {".".join(path): (path, kind) for path, kind in variables.values()}
+    places: dict[str, str] = {}
+    for key, text in given.items():
+        name = f"credential {credentials.PREFIX}{key}"
+        if key not in known:
+            near = nearest(key, list(known))
+            problems.append(f"{name}: unknown key{near}; a value's credential is named like tambo.queue.password")
+            continue
+        path, kind = known[key]
+        try:
+            value = _variable_value(text, kind)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if _put(data, path, value):
+            places[key] = name
     return places, problems
 
 
@@ -164,8 +199,8 @@ def _put(data: dict[str, Any], path: tuple[str, ...], value: object) -> bool:
 
 
 def _sourced(problem: Problem, places: Mapping[str, str]) -> str:
-    name = _place(problem.key, places)
-    return f"{problem} (from environment {name})" if name else str(problem)
+    place = _place(problem.key, places)
+    return f"{problem} (from {place})" if place else str(problem)
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:
@@ -176,8 +211,7 @@ def _origins(settings: Settings, data: dict[str, Any], places: Mapping[str, str]
     written = set(_written(data))
     origins = {}
     for key, _ in leaves(settings):
-        name = _place(key, places)
-        origin = f"environment {name}" if name else f"file {path}"
+        origin = _place(key, places) or f"file {path}"
         origins[key] = origin if key in written else "default"
     return origins
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from config import reference as pages
+from config import sockets
 from config.digest import digest_of
 from config.load import ConfigError, Loaded, default_path, load
 from config.schema import leaves
@@ -35,6 +36,8 @@ def check(
         _check_json(config or default_path(os.environ))
         return
     loaded = load_or_exit(config)
+    if apart := sockets.disagreements(loaded.settings):
+        say("sockets of systemd: warnings", apart, "yellow")
     count = Counter(origin.partition(" ")[0] for origin in loaded.origins.values())
     sources = f"{count['file']} values from the file, {count['environment']} from the environment"
     typer.echo(f"{config or default_path(os.environ)}: valid; {sources}, {len(loaded.providers.rules) - 1} providers")

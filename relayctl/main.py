@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from relayctl import account, auth, config, dkim, events, inbound, intake, queue, quota
+from relayctl import account, auth, config, dkim, events, inbound, intake, queue, quota, systemd
 from relayctl.reload import reload
 from relayctl.up import up
 
@@ -25,6 +25,7 @@ app.add_typer(queue.app, name="queue", help="What is queued, and stopping or hol
 app.add_typer(events.app, name="events", help="What became of the mail.")
 app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
 app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
+app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
 app.command()(up)
 
 if __name__ == "__main__":

@@ -49,9 +49,8 @@ def assign(
     found: dict[str, socket.socket] = {}
     for name, one in handed:
         address, port = one.getsockname()[:2]
-        listener = next((each for each in listeners if each.name == name), None) or next(
-            (each for each in listeners if ip_address(each.address) == ip_address(address) and each.port == port), None
-        )
+        named = [each for each in listeners if each.name == name]
+        listener = next(iter(named or _at(listeners, address, port, _device(one))), None)
         if listener is None:
             known = ", ".join(each.name for each in listeners) or "none"
             raise ValueError(f"the socket {name} of the service manager ({address} port {port}) is no listener's; "
@@ -60,7 +59,22 @@ def assign(
             raise ValueError(f"the service manager hands down two sockets for listener {listener.name}")
         _check(listener, one, address, port)
         found[listener.name] = one
+    for listener in listeners:
+        if found and listener.name not in found:
+            log.warning("listener without a socket of the service manager", listener=listener.name,
+                        action="relayctl systemd sockets --write")  # fmt: skip
     return found
+
+
+def _at(listeners: Sequence[ListenerSettings], address: str, port: int, device: str) -> list[ListenerSettings]:
+    """Those that are to listen there; one of the socket's own interface first."""
+    there = [each for each in listeners if ip_address(each.address) == ip_address(address) and each.port == port]
+    return sorted(there, key=lambda each: (each.interface or "") != device)
+
+
+def _device(one: socket.socket) -> str:
+    """The interface that it is bound to; "" = any."""
+    return one.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode()
 
 
 def _check(listener: ListenerSettings, one: socket.socket, address: str, port: int) -> None:
@@ -70,7 +84,7 @@ def _check(listener: ListenerSettings, one: socket.socket, address: str, port: i
             f"the socket of the service manager for listener {listener.name} is bound to {address} port {port}; "
             f"the configuration says {listener.address} port {listener.port}"
         )
-    device = one.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode()
+    device = _device(one)
     if listener.interface is not None and device != listener.interface:
         raise ValueError(
             f"the socket of the service manager for listener {listener.name} is bound to "
