@@ -4,10 +4,10 @@ export PYTHON
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools up test check format accept bench lock clean
+.PHONY: help setup tools up test check format accept bench lock clean install upgrade uninstall wheels
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## virtual environment with everything, tests included
 	@tools/setup dev
@@ -37,6 +37,18 @@ accept: setup tools ## the acceptance runs; figures go to benchmarks/results/
 
 bench: setup tools ## the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
+
+install: ## for systemd, as root: PREFIX=/opt/tambo DESTDIR= WHEELS=directory (offline); see docs/install.md
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" WHEELS="$(WHEELS)" tools/install
+
+upgrade: ## the same, then from the version that runs to this one, one instance after the other
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" WHEELS="$(WHEELS)" tools/install upgrade
+
+uninstall: ## takes it away; configuration and queue stay, PURGE=1 takes them too
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" PURGE="$(PURGE)" tools/uninstall
+
+wheels: setup ## fetches the dependencies into WHEELS=directory, for an install without network
+	@WHEELS="$(WHEELS)" tools/wheels
 
 lock: ## newest requirements*.txt from pyproject.toml (needs uv)
 	@tools/lock --upgrade

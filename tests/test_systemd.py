@@ -1,0 +1,203 @@
+"""The units: systemd accepts them, their exposure stays below the line, and what an operator relies on is in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_packaging import REPOSITORY, plain_make
+
+SERVICES = ("relayd@1.service", "inbound.service", "delivery@1.service", "maintenance.service", "tambo-queue.service")
+ROLES = SERVICES[:4]
+MOST_EXPOSED = 2.0
+LISTENERS = "[Socket]\nListenStream=10.20.0.5:587\n"
+UNPACKED = REPOSITORY / ".tools"
+
+
+def file_of(service: str) -> str:
+    return service.replace("@1", "@")
+
+
+@pytest.fixture(scope="module")
+def analyze() -> str:
+    """systemd-analyze: the host's, else the one that is unpacked."""
+    found = shutil.which("systemd-analyze") or shutil.which(UNPACKED / "bin" / "systemd-analyze")
+    if found is None:
+        assert os.environ.get("CI") != "true", "no systemd-analyze; run: make tools"
+        pytest.skip("no systemd-analyze")
+    return found
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The units as they are installed, below a prefix whose programs exist, with a listener each."""
+    top = tmp_path_factory.mktemp("systemd")
+    prefix, directory = top / "prefix", top / "units"
+    environ = plain_make() | {"PREFIX": str(prefix), "UNITS": str(directory)}
+    subprocess.run([REPOSITORY / "tools" / "install", "units"], env=environ, check=True)
+    for name in ("bin/tambo", "libexec/await-space", "bin/redis-server"):
+        program = prefix / "current" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    queue = directory / "tambo-queue.service"  # this host may have no server in /usr/bin
+    queue.write_text(
+        re.sub(r"^(ExecStart=)\S+", rf"\1{prefix}/current/bin/redis-server", queue.read_text(), flags=re.M)
+    )
+    for unit in ("relayd@.socket", "inbound.socket"):
+        (directory / f"{unit}.d").mkdir()
+        (directory / f"{unit}.d" / "listeners.conf").write_text(LISTENERS)
+    return directory
+
+
+def verify(analyze: str, directory: Path, unit: str) -> str:
+    path = f"{directory}:{UNPACKED}/root/lib/systemd/system:/usr/lib/systemd/system:/lib/systemd/system"
+    ran = subprocess.run(
+        [analyze, "verify", "--man=no", unit],
+        env=os.environ | {"SYSTEMD_UNIT_PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    told = [line for line in ran.stderr.splitlines() if "tambo" in line or str(directory) in line or unit in line]
+    return "\n".join(told) or ("" if ran.returncode == 0 else ran.stderr)
+
+
+def test_systemd_finds_nothing_wrong(analyze: str, units: Path) -> None:
+    for unit in (*SERVICES, "relayd@1.socket", "inbound.socket", "tambo.target"):
+        assert verify(analyze, units, unit) == ""
+
+
+def test_systemd_would_find_something(analyze: str, units: Path, tmp_path: Path) -> None:
+    shutil.copytree(units, tmp_path / "units")
+    unit = tmp_path / "units" / "maintenance.service"
+    unit.write_text(unit.read_text().replace("Restart=always", "Restart=sometimes"))
+    assert "sometimes" in verify(analyze, tmp_path / "units", "maintenance.service")
+    (tmp_path / "units" / "relayd@.socket.d" / "listeners.conf").unlink()
+    assert verify(analyze, tmp_path / "units", "relayd@1.socket") != ""
+
+
+def exposure(analyze: str, path: Path) -> float:
+    ran = subprocess.run(
+        [analyze, "security", "--offline=true", "--no-pager", path], capture_output=True, text=True, check=True
+    )
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", ran.stdout)
+    assert found is not None, ran.stdout
+    return float(found[1])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_exposure(analyze: str, units: Path, service: str) -> None:
+    assert exposure(analyze, units / file_of(service)) <= MOST_EXPOSED
+
+
+def test_exposure_is_measured(analyze: str, units: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.service"
+    bare.write_text("[Service]\nExecStart=/bin/true\n")
+    assert exposure(analyze, bare) > 9
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """Key → its values, in order."""
+    found: dict[str, list[str]] = {}
+    for line in (REPOSITORY / "systemd" / unit).read_text().splitlines():
+        key, is_, value = line.partition("=")
+        if is_ and not line.startswith("#"):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("service", ROLES)
+def test_a_role_comes_back_and_is_watched(service: str) -> None:
+    unit = settings(file_of(service))
+    assert unit["Type"] == ["notify"] and unit["Restart"] == ["always"]
+    assert unit["StartLimitIntervalSec"] == ["0"]  # systemd never gives it up
+    assert 10 <= int(unit["WatchdogSec"][0]) <= 60
+    assert int(unit["TimeoutStopSec"][0]) >= 660  # end of data may take ten minutes
+    assert unit["LoadCredential"] == ["tambo.queue.password"]
+    assert unit["User"] == ["tambo"] and unit["CapabilityBoundingSet"] == [""]
+
+
+@pytest.mark.parametrize("service", ROLES)
+def test_a_reload_tries_the_file_first(service: str) -> None:
+    check, hang_up, wait = settings(file_of(service))["ExecReload"]
+    assert "relayctl.main config check" in check and hang_up == "/bin/kill -HUP $MAINPID" and "sleep" in wait
+
+
+def test_the_order_of_stopping() -> None:
+    """What is started after another is stopped before it."""
+    after = {service: settings(file_of(service))["After"][0].split() for service in SERVICES}
+    assert "delivery.target" in after["relayd@1.service"] and "delivery.target" in after["inbound.service"]
+    assert settings("delivery@.service")["Before"] == ["delivery.target"]
+    assert "maintenance.service" in after["delivery@1.service"]
+    assert all("tambo-queue.service" in after[role] for role in ROLES)
+    parts = {unit: settings(unit)["PartOf"][0] for unit in ("relayd.target", "delivery.target", "tambo-queue.service")}
+    assert set(parts.values()) == {"tambo.target"}
+
+
+def test_sockets_share_their_port_and_wait_for_no_address() -> None:
+    for socket in ("relayd@.socket", "inbound.socket"):
+        unit = settings(socket)
+        assert unit["ReusePort"] == ["yes"] and unit["FreeBind"] == ["yes"] and unit["Accept"] == ["no"]
+        assert "ListenStream" not in unit  # an address belongs to the configuration
+
+
+@pytest.mark.parametrize("service", ["inbound.service", "delivery@.service"])
+def test_who_signs_nothing_sees_no_key(service: str) -> None:
+    assert settings(service)["InaccessiblePaths"] == ["-/etc/tambo/dkim"]
+
+
+def test_the_queue_is_durable_and_not_started_in_circles() -> None:
+    unit, conf = settings("tambo-queue.service"), (REPOSITORY / "systemd" / "queue.conf").read_text().splitlines()
+    for line in ("appendonly yes", "appendfsync always", "no-appendfsync-on-rewrite no", 'save ""', "port 0"):
+        assert line in conf
+    assert {"maxmemory-policy noeviction", "unixsocketperm 660"} <= set(conf)
+    assert unit["Restart"] == ["on-failure"] and int(unit["StartLimitBurst"][0]) <= 5
+    assert unit["ExecStartPre"][0].endswith("/libexec/await-space /var/lib/tambo/queue 64")
+    assert unit["TimeoutStartSec"] == ["infinity"]
+
+
+def test_the_server_waits_for_room(tmp_path: Path) -> None:
+    script = REPOSITORY / "systemd" / "await-space"
+    assert subprocess.run([script, tmp_path, "1"], timeout=10, check=False).returncode == 0
+    with pytest.raises(subprocess.TimeoutExpired) as waited:
+        subprocess.run([script, tmp_path, "999999999"], timeout=1, capture_output=True, check=False)
+    assert b"the queue's server starts once there are 999999999" in (waited.value.stderr or b"")
+
+
+def make(*words: str) -> str:
+    ran = subprocess.run(
+        ["make", "-C", REPOSITORY, *words], capture_output=True, text=True, env=plain_make(), timeout=110
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_installed_twice_and_taken_away(tmp_path: Path) -> None:
+    where = f"DESTDIR={tmp_path}"
+    assert "config check" in make("install", where)
+    link = tmp_path / "opt" / "tambo" / "current"
+    version = os.readlink(link)
+    assert re.fullmatch(r"\d+\.\d+\.\d+-[0-9a-f]{8}", version)
+    assert (link / "bin" / "relayctl").read_text().startswith(f"#!/opt/tambo/{version}/bin/python")
+    assert (tmp_path / "usr/local/lib/systemd/system/relayd@.service").exists()
+    told = subprocess.run(  # the launcher's path is that of the installed host
+        [link / "bin" / "python", "-I", "-m", "relayd", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "usage: relayd" in told.stdout
+
+    configuration = tmp_path / "etc" / "tambo" / "queue.conf"
+    configuration.write_text("mine\n")
+    assert "is there already" in make("install", where)
+    assert configuration.read_text() == "mine\n" and os.readlink(link) == version
+
+    (tmp_path / "var/lib/tambo").mkdir(parents=True)
+    make("uninstall", where)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir() or path.is_symlink()}
+    assert left == {"etc/tambo/queue.conf", "etc/tambo/tambo.toml.example"}
+    make("uninstall", where, "PURGE=1")
+    assert not (tmp_path / "etc" / "tambo").exists() and not (tmp_path / "var/lib/tambo").exists()
