@@ -291,7 +291,10 @@ class ArchiveSettings(Section):
     """Daily segments of what has happened, written by maintenance; see docs/archive.md."""
 
     directory: str | None = Field(
-        None, description="where the segments lie; empty = no archive, events_keep alone counts"
+        None, description="where the segments lie; empty = no archive, queue.events_keep alone counts"
+    )
+    keep_in_stream: int = Field(
+        200_000, ge=1000, description="archived entries left in each shard's stream, for who reads there"
     )
     days: int = Field(0, ge=0, description="a segment is kept so many days; 0 = for ever")
     days_by_kind: Mapping[str, int] = Field(

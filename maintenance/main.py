@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CollectorRegistry
 
 from config.start import Start, run
 from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.processes import presence
 from mailqueue.queue import Queue
+from maintenance.archiving import Archiving
 from maintenance.rounds import Maintenance
 from signing.keys import load as load_keys
 
@@ -20,16 +23,20 @@ async def serve(start: Start) -> None:
         work = Maintenance(queue, reloader, registry, load_keys(start.settings.signing.directory))
         reloader.guard(work.read_keys)
         reloader.subscribe(work.take_over)
+        archiving = Archiving(queue, reloader, registry, work.alarms) if start.settings.archive.directory else None
 
         def ready() -> list[str]:
-            return [work.trouble] if work.trouble else []
+            return [part.trouble for part in (work, archiving) if part is not None and part.trouble]
 
         async with (
             start.service(registry, reloader, ready) as service,
             presence(queue.shards[0], start, reloader, service),
         ):
             service.started()
-            await work.run(service.stop)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(work.run(service.stop))
+                if archiving is not None:
+                    group.create_task(archiving.run(service.stop))
     finally:
         await queue.close()
 

@@ -99,7 +99,7 @@ class Maintenance:
                 yield "look", reaper.look()
             yield "notify", self._notify(reaper, settings)
             if number % EACH["tidy"] == 0:
-                yield "tidy", reaper.tidy(settings.queue.events_keep)
+                yield "tidy", reaper.tidy(None if settings.archive.directory else settings.queue.events_keep)
         if number % EACH["count"] == 0:
             yield "count", self._count()
         yield "watch", self._watch.look(settings)

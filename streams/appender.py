@@ -48,7 +48,9 @@ class Appender:
         self._open: dict[int, _Open] = {}
 
     def open(self) -> None:
-        """Makes the directory if its parent is there. Raises ArchiveBusy, OSError."""
+        """Makes the directory if its parent is there; nothing to do when it is open. Raises ArchiveBusy, OSError."""
+        if self._lock >= 0:
+            return
         self._directory.mkdir(mode=0o750, exist_ok=True)
         lock = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:

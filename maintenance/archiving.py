@@ -1,0 +1,272 @@
+"""Archiving: what has happened goes from the streams into the archive's segments, on disk, and only then is it trimmed.
+
+One process archives: it holds the directory's lock and the lease ``archive``; another maintenance waits to take over.
+Where to go on is read from the segments themselves. A disk that is full, a server that is away: nothing is trimmed, it
+is tried again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from config.reload import Reloader
+from mailqueue import lease
+from mailqueue.errors import QueueDown, ServerAnswer
+from mailqueue.events import Event
+from mailqueue.lease import Lease
+from mailqueue.queue import Queue
+from mailqueue.scripts import Shard
+from maintenance.alarms import Alarms
+from streams import ids
+from streams.appender import Appender, ArchiveBusy
+from streams.segment import Entry
+
+PAUSE_SECONDS, RETRY_SECONDS = 1.0, 5.0
+LINGER_SECONDS = 30.0  # the longest that an entry waits for others to share a batch
+BATCH, BATCH_BYTES = 10_000, 8 * 1024 * 1024
+PAGE, PAGE_BYTES = 3000, 4 * 1024 * 1024  # read at once
+TRIM = 10_000  # entries that the server forgets in one step
+RENEW = 2 / 3  # of the lease left, below which it is taken again before anything is written
+BEHIND_SECONDS = 900.0  # an alarm, even though it is written
+
+log = structlog.get_logger("archive")
+
+
+@dataclass(slots=True)
+class _Reel:
+    """One shard. ``archived``: last entry on disk in the archive; ``read``: last one read, held for the next batch."""
+
+    shard: Shard
+    archived: str = "0-0"
+    read: str = "0-0"
+    held: list[Entry] = field(default_factory=list)
+    held_bytes: int = 0
+    since: float = 0.0
+    page: int = 500
+    full: bool = False  # there was more to read
+
+    def resume(self, archived: str) -> None:
+        self.archived = self.read = archived
+        self.held, self.held_bytes, self.full = [], 0, False
+
+    def behind(self, now: float) -> float:
+        """Seconds since the oldest entry that is not on disk."""
+        oldest = self.held[0][0] if self.held else self.read if self.full else ""
+        return max(now - ids.parse(oldest)[0] / 1000, 0.0) if oldest else 0.0
+
+
+class Archiving:
+    """``trouble``: why nothing is archived now, "" = all is well (another process archives, too)."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        reloader: Reloader,
+        registry: CollectorRegistry,
+        alarms: Alarms,
+        *,
+        linger_seconds: float = LINGER_SECONDS,
+        lease_seconds: float = lease.SECONDS,
+    ) -> None:
+        self._shards = queue.shards
+        self._reloader = reloader
+        self._alarms = alarms
+        self._linger = linger_seconds
+        self._pause = min(PAUSE_SECONDS, linger_seconds)
+        self._lease = Lease(queue.shards[0], "archive", lease_seconds)
+        self._renew = lease_seconds * RENEW
+        self._appender = Appender(Path(reloader.settings.archive.directory or ""))
+        self._thread = ThreadPoolExecutor(1, "archive")  # one: the appender takes one call at a time
+        self._leads = False
+        self._stuck = False  # the disk refused; nothing was written since
+        self._reels: list[_Reel] = []
+        self._entries = Counter("tambo_archived_entries", "Events written to the archive", registry=registry)
+        self._bytes = Counter("tambo_archived_bytes", "Bytes written to the archive", registry=registry)
+        self._behind = Gauge("tambo_archive_behind_seconds", "Age of the oldest event not archived", registry=registry)
+        self._leading = Gauge("tambo_archive_leads", "1 in the process that archives", registry=registry)
+        self.trouble = ""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        try:
+            while not stop.is_set():
+                more = await self._try(self._round)
+                await self._tell()
+                if not more:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(RETRY_SECONDS if self._stuck else self._pause):
+                            await stop.wait()
+            if self._leads:
+                await self._try(self._flush_all)
+        finally:
+            await self._resign()
+            self._thread.shutdown(wait=False)
+
+    async def _try(self, step: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
+        """Whether there is more to do at once."""
+        try:
+            more = await step()
+        except QueueDown as down:  # what is held is kept; the lease may be another's when the server is back
+            self._say(f"archive: {down}")
+            return False
+        except ArchiveBusy:
+            self._say("")
+            return False
+        except OSError as error:
+            self._say(f"archive: {error}")
+            self._stuck, self._leads = True, False
+            return False
+        except Exception as error:
+            log.exception("archiving failed")
+            self.trouble, self._stuck, self._leads = f"archive: {type(error).__name__}", True, False
+            return False
+        self._stuck = self._stuck and any(reel.held for reel in self._reels)
+        if not self._stuck:
+            self._say("")
+        return more
+
+    def _say(self, trouble: str) -> None:
+        if trouble and trouble != self.trouble:
+            log.error("archive in trouble", why=trouble)
+        elif self.trouble and not trouble:
+            log.info("archive goes on")
+        self.trouble = trouble
+
+    async def _tell(self) -> None:
+        """A process that waits for another's lock has nothing to say."""
+        behind = max((reel.behind(time.time()) for reel in self._reels), default=0.0)
+        self._behind.set(behind)
+        if self._leads or self._stuck:
+            late = f"{behind:.0f} s behind" if behind > BEHIND_SECONDS else ""
+            with suppress(QueueDown):
+                await self._alarms.set("archive", bool(self.trouble or late), self.trouble or late)
+
+    # ── who archives ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _round(self) -> bool:
+        if not await self._may_write():
+            return False
+        more = False
+        for reel in self._reels:
+            more |= await self._advance(reel)
+        return more
+
+    async def _may_write(self) -> bool:
+        """Lock first, then the lease; whoever had lost the lease looks again at what is on disk."""
+        await self._in_thread(self._appender.open)
+        left = self._lease.left
+        if left < self._renew and not await self._lease.take():
+            await self._resign()
+            return False
+        if left == 0.0 or not self._leads:
+            await self._resume()
+        return True
+
+    async def _resume(self) -> None:
+        self._reels = [_Reel(shard) for shard in self._shards]
+        for reel in self._reels:
+            archived = await self._in_thread(self._appender.resume, reel.shard.number)
+            reel.resume(archived or "0-0")
+            await self._align(reel)
+            await self._trim(reel)
+        self._leads = True
+        self._leading.set(1)
+        log.info("archiving", directory=str(self._appender.archive.directory), places=[r.archived for r in self._reels])
+
+    async def _resign(self) -> None:
+        self._leads, self._reels = False, []
+        self._leading.set(0)
+        await self._in_thread(self._appender.close)
+        with suppress(QueueDown, ServerAnswer):
+            await self._lease.give_back()
+
+    async def _align(self, reel: _Reel) -> None:
+        """A stream that lies behind its archive (its server was restored or begun anew, its clock set back) goes on behind
+        it: ids below would count as archived."""
+        meta = self._shards[0].prefix + "archived"
+        known = (await self._shards[0].command("HGET", meta, reel.shard.number) or b"0-0").decode()
+        if ids.parse(known) > ids.parse(reel.archived):
+            log.error("archive lacks entries", shard=reel.shard.number, after=reel.archived, to=known)
+        if await reel.shard.command("EXISTS", reel.shard.events):
+            answer = await reel.shard.command("XINFO", "STREAM", reel.shard.events)
+            last = dict(zip(answer[::2], answer[1::2], strict=True))[b"last-generated-id"].decode()
+            if ids.parse(last) < ids.parse(reel.archived):
+                await reel.shard.command("XSETID", reel.shard.events, reel.archived)
+        elif ids.parse(reel.archived)[0] >= int((await reel.shard.command("TIME"))[0]) * 1000:
+            place = ids.text(ids.following(ids.parse(reel.archived)))
+            mark = Event(
+                "alarm", int(time.time() * 1000), subject="archive", after="off", reason="the clock was set back"
+            )
+            await reel.shard.command("XADD", reel.shard.events, place, "e", mark.to_json())
+
+    # ── reading, writing, trimming ─────────────────────────────────────────────────────────────────────────────
+
+    async def _advance(self, reel: _Reel) -> bool:
+        words = ("XRANGE", reel.shard.events, f"({reel.read}", "+", "COUNT", reel.page)
+        rows = [(place.decode(), fields[1]) for place, fields in await reel.shard.command(*words)]
+        reel.full = len(rows) == reel.page
+        if rows:
+            if not reel.held:
+                reel.since = time.monotonic()
+            size = sum(len(event) for _, event in rows)
+            reel.held += rows
+            reel.held_bytes += size
+            reel.read = rows[-1][0]
+            reel.page = min(max(PAGE_BYTES * len(rows) // max(size, 1), 50), PAGE)
+        if self._due(reel):
+            await self._flush(reel)
+        return reel.full
+
+    def _due(self, reel: _Reel) -> bool:
+        if len(reel.held) >= BATCH or reel.held_bytes >= BATCH_BYTES:
+            return True
+        return bool(reel.held) and (self._stuck or time.monotonic() - reel.since >= self._linger)
+
+    async def _flush_all(self) -> bool:
+        for reel in self._reels:
+            if reel.held:
+                await self._flush(reel)
+        return False
+
+    async def _flush(self, reel: _Reel) -> None:
+        if self._lease.left < self._renew and not await self._lease.take():
+            raise QueueDown("the archive's lease is another's")
+        written = await self._in_thread(self._appender.append, reel.shard.number, reel.held)
+        self._entries.inc(len(reel.held))
+        self._bytes.inc(sum(batch.end - batch.offset for _, batch in written))
+        reel.resume(reel.held[-1][0])
+        await self._shards[0].command("HSET", self._shards[0].prefix + "archived", reel.shard.number, reel.archived)
+        await self._trim(reel)
+
+    async def _trim(self, reel: _Reel) -> None:
+        """Whole nodes only, never below what is to be kept, never what is not archived, whatever is added meanwhile."""
+        keep = self._reloader.settings.archive.keep_in_stream
+        first = ids.text(ids.following(ids.parse(reel.archived)))
+        while reel.archived != "0-0":
+            excess = int(await reel.shard.command("XLEN", reel.shard.events)) - keep
+            if excess <= 0:
+                return
+            limit = min(excess, TRIM)
+            words = ("XTRIM", reel.shard.events, "MINID", "~", first, "LIMIT", limit)
+            if not await reel.shard.command(*words):
+                return
+
+    async def _in_thread(self, call: Callable[..., Any], *words: Any) -> Any:
+        """To its end, even when we are cancelled: what is being written must not be closed under it."""
+        running = asyncio.get_running_loop().run_in_executor(self._thread, functools.partial(call, *words))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await running
+            raise

@@ -1,0 +1,237 @@
+"""Archiving: on disk first, trimmed after; one at a time; kill -9, a full disk and a server that went back lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailqueue.alarms import raised
+from mailqueue.lease import Lease
+from streams import ids
+from streams.archive import Archive
+from tests.archive_kit import add, archiver, archiving, length, numbers
+from tests.conftest import REPOSITORY
+from tests.queue_kit import eventually, opened
+
+
+def value(registry: Any, name: str) -> float:
+    return float(registry.get_sample_value(name) or 0.0)
+
+
+def test_all_is_archived_and_only_then_trimmed(shared_redis: Any, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url, shards=2) as queue:
+            archive = Archive(tmp_path / "a")
+            for shard in queue.shards:
+                await add(shard, 0, 12_500)
+            async with archiving(queue, tmp_path / "a") as registry:
+                for shard in queue.shards:
+                    await eventually(lambda s=shard: short(s))  # type: ignore[misc]
+                await add(queue.shards[0], 12_500, 2500)
+                await eventually(lambda: archived(queue, registry, 27_500))
+                assert value(registry, "tambo_archive_leads") == 1
+                assert value(registry, "tambo_archived_bytes_total") > 0
+            kept = [await length(shard) for shard in queue.shards]
+            assert all(1000 <= count < 1200 for count in kept), kept
+            assert await numbers(queue.shards, archive) == {0: list(range(15_000)), 1: list(range(12_500))}
+            sizes = sum(one.path.stat().st_size for one in archive.segments())
+            assert sizes < 15_000 * 20  # compressed
+
+    async def short(shard: Any) -> bool:
+        return await length(shard) < 1200
+
+    async def archived(queue: Any, registry: Any, count: int) -> bool:
+        return value(registry, "tambo_archived_entries_total") == count
+
+    asyncio.run(scenario())
+
+
+def test_a_second_one_takes_over(shared_redis: Any, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, opened(shared_redis.url) as other:
+            shard = queue.shards[0]
+            await add(shard, 0, 3000)
+            first, facts = archiver(queue, tmp_path / "a")
+            second, others = archiver(other, tmp_path / "a")
+            stops = asyncio.Event(), asyncio.Event()
+            tasks = [asyncio.create_task(first.run(stops[0]))]
+            await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 3000))
+            tasks.append(asyncio.create_task(second.run(stops[1])))
+            await add(shard, 3000, 3000)
+            await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 6000))
+            assert value(others, "tambo_archived_entries_total") == 0
+            assert (second.trouble, value(others, "tambo_archive_leads")) == ("", 0)
+            stops[0].set()
+            await tasks[0]
+            await add(shard, 6000, 3000)
+            await eventually(lambda: holds(lambda: value(others, "tambo_archived_entries_total") == 3000))
+            assert value(others, "tambo_archive_leads") == 1
+            stops[1].set()
+            await tasks[1]
+            assert await numbers(queue.shards, Archive(tmp_path / "a")) == {0: list(range(9000))}
+
+    asyncio.run(scenario())
+
+
+async def holds(condition: Any) -> bool:
+    return bool(condition())
+
+
+def test_who_has_lost_the_lease_writes_nothing(shared_redis: Any, tmp_path: Path) -> None:
+    """Another host's process, that our lock does not keep out, has taken it."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            other = Lease(shard, "archive")
+            assert await other.take()
+            work, facts = archiver(queue, tmp_path / "a")
+            await add(shard, 0, 2000)
+            assert not await work._round()
+            assert value(facts, "tambo_archive_leads") == 0
+            assert Archive(tmp_path / "a").segments() == []
+            await other.give_back()
+            assert await other.take() and other.left > 20
+            await other.give_back()
+            assert other.left == 0
+            await work._round()
+            assert value(facts, "tambo_archive_leads") == 1
+            await work._resign()
+
+    asyncio.run(scenario())
+
+
+def test_kill_9_in_the_middle(shared_redis: Any, tmp_path: Path) -> None:
+    """A process of its own, killed at any moment while it writes and trims, then another; events go on all the while."""
+
+    async def scenario() -> None:
+        dice = random.Random(4)
+        async with opened(shared_redis.url, shards=2) as queue:
+            sent, kills = 0, 0
+            archive = Archive(tmp_path / "a")
+            while kills < 3:
+                newest = archive.newest(0)
+                command = [sys.executable, "-m", "tests.archive_kit", shared_redis.url, str(tmp_path / "a"), "2"]
+                process = subprocess.Popen(command, cwd=REPOSITORY)  # noqa: ASYNC220
+                try:
+                    async with asyncio.timeout(20):
+                        while archive.newest(0) == newest:  # it has begun
+                            for shard in queue.shards:
+                                await add(shard, sent, 500, diagnostic_code=dice.randbytes(100).hex())
+                            sent += 500
+                    await asyncio.sleep(dice.random() / 10)
+                finally:
+                    process.kill()
+                    process.wait()
+                kills += 1
+            assert await numbers(queue.shards, archive) == {0: list(range(sent)), 1: list(range(sent))}
+            async with archiving(queue, tmp_path / "a"):
+                await eventually(lambda: whole(queue, archive))
+            assert await numbers(queue.shards, archive) == {0: list(range(sent)), 1: list(range(sent))}
+
+    async def whole(queue: Any, archive: Archive) -> bool:
+        last = [(await shard.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1))[0][0] for shard in queue.shards]
+        return [archive.newest(shard.number).encode() for shard in queue.shards] == last
+
+    asyncio.run(scenario())
+
+
+@contextlib.contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """Writing beyond fails in the middle, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_trims_nothing_and_goes_on_by_itself(
+    shared_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maintenance.archiving.RETRY_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            await add(shard, 0, 2000)
+            archive = Archive(tmp_path / "a")
+            work, facts = archiver(queue, tmp_path / "a")
+            stop = asyncio.Event()
+            task = asyncio.create_task(work.run(stop))
+            await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 2000))
+            before = archive.newest(0)
+            size = archive.segments()[0].path.stat().st_size
+            with files_at_most(size + 1000):
+                await add(shard, 2000, 3000)
+                await eventually(lambda: on(shard))
+                assert "File too large" in work.trouble
+                assert archive.newest(0) == before
+                assert await length(shard) >= 3000
+                assert value(facts, "tambo_archive_behind_seconds") > 0
+            await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") >= 5000))
+            await eventually(lambda: off(shard))
+            assert work.trouble == ""
+            stop.set()
+            await task
+            assert await numbers(queue.shards, archive) == {0: list(range(5000))}
+
+    async def on(shard: Any) -> bool:
+        return "archive" in await raised(shard)
+
+    async def off(shard: Any) -> bool:
+        return "archive" not in await raised(shard)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("stream", ["restored", "new"])
+def test_a_stream_that_went_back_goes_on_behind_its_archive(shared_redis: Any, tmp_path: Path, stream: str) -> None:
+    """Its ids would be smaller than those archived, and count as archived."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            ahead = int((await shard.command("TIME"))[0]) * 1000 + 3_600_000
+            await shard.command("XADD", shard.events, f"{ahead}-7", "e", b'{"n":0}')
+            async with archiving(queue, tmp_path / "a"):
+                await eventually(lambda: holds(lambda: Archive(tmp_path / "a").newest(0) == f"{ahead}-7"))
+            await shard.command("DEL", shard.events)
+            if stream == "restored":
+                await add(shard, 1, 1)
+            async with archiving(queue, tmp_path / "a") as facts:
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archive_leads") == 1))
+                await add(shard, 2, 3)
+                await eventually(lambda: holds(lambda: newest_n() == b'"n":4'))
+            found = [event for _, event in Archive(tmp_path / "a").read(0)]
+            assert [b'"n":%d' % number in event for number, event in zip((2, 3, 4), found[-3:], strict=True)] == [
+                True
+            ] * 3
+            assert ids.parse(Archive(tmp_path / "a").newest(0))[0] == ahead
+
+    def newest_n() -> bytes:
+        *_, last = (event for _, event in Archive(tmp_path / "a").read(0))
+        return last[last.find(b'"n":') :][:5]
+
+    asyncio.run(scenario())
+
+
+def test_very_large_events_go_in_smaller_batches(shared_redis: Any, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            await add(queue.shards[0], 0, 90, reason="x" * 200_000)
+            async with archiving(queue, tmp_path / "a") as facts:
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 90))
+            assert await numbers(queue.shards, Archive(tmp_path / "a")) == {0: list(range(90))}
+
+    asyncio.run(scenario())
