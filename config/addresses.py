@@ -6,6 +6,7 @@ import ipaddress
 import re
 import unicodedata
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
@@ -169,3 +170,14 @@ Host = Annotated[str, AfterValidator(_host)]  # a name or an address
 SourceAddress = Annotated[str, AfterValidator(_source)]
 InsidePort = Annotated[str, AfterValidator(_inside_port)]  # "address:port" that the outside cannot reach, or ""
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
+
+
+def on_this_host(url: str) -> bool:
+    """Whether a server's address is this host's, as far as it shows: unix:///…, or redis://… with a loopback address."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"

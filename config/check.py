@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
 from config import routes
-from config.addresses import IPNetwork, network_inside
+from config.addresses import IPNetwork, network_inside, on_this_host
 from config.schema import Problem
 from config.settings import AccountSettings, ListenerSettings, Settings
 
@@ -43,6 +43,8 @@ def warnings(settings: Settings) -> list[Problem]:
         found.append(Problem("delivery.hostname", f"{delivery.hostname} in EHLO is refused by most mailbox providers"))
     if settings.queue.durability == "relaxed":
         found.append(Problem("queue.durability", "relaxed: a power cut may lose up to a second of accepted mail"))
+    if settings.queue.disk_mark_mb and not settings.queue.directory and not on_this_host(settings.queue.url):
+        found.append(Problem("queue.disk_mark_mb", "the server is on another host: its disk is not watched from here"))
     for index, listener in enumerate(settings.relayd.listeners):
         if listener.allow_public:
             found.append(Problem(f"relayd.listeners[{index}].allow_public", "the outside may reach this listener"))

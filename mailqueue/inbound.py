@@ -19,7 +19,7 @@ from config.settings import QueueSettings
 from mailqueue import content, keys, scripts, server
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
-from mailqueue.memory import MemoryMark
+from mailqueue.marks import Marks, refusals
 from mailqueue.pulse import Pulse
 from mailqueue.scripts import Shard
 
@@ -71,8 +71,8 @@ class InboundStore:
         self.most = most
         self._patience = settings.put_deadline_seconds
         self.shard = shard
-        self._memory = MemoryMark(shard, settings)
-        self._pulse = Pulse([shard])
+        self.marks = Marks(shard, settings)
+        self._pulse = Pulse([shard], self.marks.reached)
         self._compressor = zstandard.ZstdCompressor(level=content.LEVEL, write_checksum=True)
 
     @classmethod
@@ -91,7 +91,12 @@ class InboundStore:
     @property
     def accepting(self) -> bool:
         """False while the server is known to be down or full."""
-        return self._pulse.felt and not self._memory.full
+        return self._pulse.felt and not self.marks.full
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why it does not accept, each reason; [] while it does."""
+        return refusals(self._pulse.felt, self.marks, "the queue server does not answer")
 
     def watch(self) -> None:
         self._pulse.start()
@@ -100,7 +105,7 @@ class InboundStore:
         """The entry's id once it is on disk, "" at the memory mark. Raises QueueDown: it may have been kept all the same."""
         try:
             async with asyncio.timeout(self._patience):
-                if await self._memory.reached():
+                if await self.marks.reached(len(mail.content)):
                     return ""
                 return await self._add(mail)
         except TimeoutError:

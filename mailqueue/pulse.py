@@ -18,10 +18,10 @@ log = structlog.get_logger("queue")
 
 
 class Pulse:
-    """One PING a second to each shard; `felt` is what the last round found, so at most three seconds old. `also` is
-    asked in each round."""
+    """One PING a second to each shard; `felt` is what the last round found, so at most three seconds old. Each of `also`
+    is asked in each round."""
 
-    def __init__(self, shards: Sequence[Shard], also: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(self, shards: Sequence[Shard], *also: Callable[[], Awaitable[object]]) -> None:
         self._shards = shards
         self._also = also
         self._task: asyncio.Task[None] | None = None
@@ -53,8 +53,8 @@ class Pulse:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 for shard in self._shards:
                     await shard.command("PING")
-                if self._also is not None:
-                    await self._also()
+                for ask in self._also:
+                    await ask()
         except (QueueDown, ServerAnswer, TimeoutError) as error:
             return str(error) or "no answer in time"
         return ""

@@ -15,13 +15,14 @@ import structlog
 
 from config.accounts import AccountSettings
 from config.settings import QueueSettings, QuotaSettings
-from mailqueue import calendar, content, inspect, keys, memory, rates, scripts, server
+from mailqueue import calendar, content, inspect, keys, rates, scripts, server
 from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
 from mailqueue.intake import Intake
 from mailqueue.logline import say
+from mailqueue.marks import Marks, refusals
 from mailqueue.message import Message, new_id
 from mailqueue.pulse import Pulse
 from mailqueue.quota import Allotments, Ledger, charge_of, outside_term, term_of
@@ -55,10 +56,10 @@ class Queue:
         self._writers = [
             Writer(shard, marker_seconds=settings.idempotency_seconds, allotments=self._allotments) for shard in shards
         ]
-        self._memory = memory.MemoryMark(shards[0], settings)
+        self.marks = Marks(shards[0], settings)
         self._events: Batch[Event, bytes] = Batch(self._emit, most=500)
         self._intake = Intake(shards[0])
-        self._pulse = Pulse(shards, self._intake.look)
+        self._pulse = Pulse(shards, self._intake.look, self.marks.reached)
         self._closing = False
 
     @classmethod
@@ -91,7 +92,7 @@ class Queue:
     def accepting(self) -> bool:
         """False while the server is known to be down or full: say so before the client sends its content. Without
         :meth:`watch`, only a put finds out."""
-        if self._closing or not self._pulse.felt or self._memory.full:
+        if self._closing or not self._pulse.felt or self.marks.full:
             return False
         return not any(writer.down for writer in self._writers)
 
@@ -100,9 +101,16 @@ class Queue:
         """Why no new mail is to be taken, by an operator's word; "" = it is. Without :meth:`watch`, nobody looks."""
         return self._intake.stopped.reason if self._intake.stopped else ""
 
+    @property
+    def refusals(self) -> list[str]:
+        """Why it takes no mail, each reason; [] while it does."""
+        down = not self._pulse.felt or any(writer.down for writer in self._writers)
+        reasons = refusals(not down, self.marks, "the queue server does not answer")
+        return [*reasons, f"intake is stopped: {self.stopped}"] if self.stopped else reasons
+
     async def watch(self) -> None:
-        """From now on the server is asked every second whether it answers and new mail is to be taken, until the queue is
-        closed; the first answer is there when this returns."""
+        """From now on the server is asked every second whether it answers and has room and new mail is to be taken, until
+        the queue is closed; the first answer is there when this returns."""
         with suppress(QueueDown):
             await self._intake.look()
         self._pulse.start()
@@ -137,7 +145,7 @@ class Queue:
             raise ValueError("the id of a message with an idempotency key comes from new_id(account, key)")
         started = asyncio.get_running_loop().time()
         patience = self.settings.put_deadline_seconds
-        if await self._full(patience):
+        if await self._full(len(message.content), patience):
             return Verdict("full", message.envelope.id)
         charge = charge_of(envelope, self.quota.timezone, account)
         if charge is not None and account is not None and outside_term(account, charge.day):
@@ -179,11 +187,11 @@ class Queue:
                 return Verdict("full", entry.id)
             raise
 
-    async def _full(self, patience: float) -> bool:
+    async def _full(self, size: int, patience: float) -> bool:
         deadline = asyncio.get_running_loop().time() + patience
         while True:
             try:
-                return await self._memory.reached()
+                return await self.marks.reached(size)
             except QueueDown:
                 if asyncio.get_running_loop().time() + 0.1 >= deadline:
                     raise

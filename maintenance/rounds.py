@@ -20,10 +20,12 @@ from delivery.notify import notify, record_of
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.inspect import summary
+from mailqueue.mark_metrics import MarkMetrics
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from maintenance.alarms import Alarms
 from maintenance.checks import Checks
+from maintenance.room import Room
 from maintenance.watch import Watch
 from signing.dkim import Signer
 from signing.keys import load as load_keys
@@ -50,6 +52,8 @@ class Maintenance:
         self._queued = Gauge("scheduled_count_total", "Recipients not yet final", registry=registry)
         self._held = Gauge("tambo_held_count", "Items on hold", registry=registry)
         self._workers = Gauge("tambo_workers", "Delivery workers with a lease", registry=registry)
+        self._room = Room(queue.shards[0], queue.marks)
+        MarkMetrics(lambda: queue.marks.figures, registry)
         self.alarms = Alarms(queue.shards[0], registry)
         self._watch = Watch(queue, self.alarms, registry, reloader.loaded)
         self._checks = Checks(queue, self.alarms, registry)
@@ -93,6 +97,7 @@ class Maintenance:
         settings = self._reloader.settings.model_copy(update={"queue": self._queue.settings})
         if number % EACH["alarms"] == 0:
             yield "alarms", self.alarms.refresh()
+        yield "room", self._room.look()
         for reaper in self._reapers:
             yield "reap", self._reap(reaper)
             if number % EACH["look"] == 0:

@@ -114,7 +114,7 @@ async def serve(start: Start) -> None:
         inbound = Inbound(settings, store, registry)
 
         def ready() -> list[str]:
-            return [] if store.accepting else ["the queue server does not accept mail"]
+            return store.refusals
 
         def take_over(_old: Loaded, new: Loaded) -> None:
             inbound.reload(new.settings)

@@ -14,6 +14,7 @@ from config.activation import inherited_sockets
 from config.start import Start, run
 from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.failures import FailureLimits, Failures
+from mailqueue.mark_metrics import MarkMetrics
 from mailqueue.processes import presence
 from mailqueue.queue import Queue
 from relayd.accounts import follow
@@ -39,10 +40,10 @@ async def serve(start: Start) -> None:
         failures = Failures(queue.shards[0], FailureLimits.of(settings.relayd))
         relayd = Relayd(settings, queue, registry, failures)
         relayd.keep(stored)
+        MarkMetrics(lambda: queue.marks.figures, registry)
 
         def ready() -> list[str]:
-            reasons = [] if queue.accepting else ["the queue does not accept mail"]
-            return [*reasons, f"intake is stopped: {queue.stopped}"] if queue.stopped else reasons
+            return queue.refusals
 
         reloader.guard(lambda new: relayd.check(new.settings))
         reloader.subscribe(lambda _old, new: relayd.reload(new.settings))

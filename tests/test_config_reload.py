@@ -89,6 +89,7 @@ def test_sighup(tmp_path: Path) -> None:
         }
         record = logged(process)
         assert (record["event"], record["keys"]) == ("configuration needs restart", ["queue.url", "queue.password"])
+        assert logged(process)["text"].startswith("queue.disk_mark_mb: the server is on another host")
 
         path.write_text("[delivery]\nmax_sessions = 0\nzz = 1\n")
         process.send_signal(signal.SIGHUP)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mailqueue import inspect, memory
+from mailqueue import inspect, marks
 from mailqueue.errors import LeaseLost, QueueDown, QueueRefused
 from mailqueue.events import Event
 from mailqueue.message import State, new_id
@@ -459,13 +459,13 @@ def test_the_memory_mark_refuses_and_lets_go(make_redis_server: Any) -> None:
                 kinds.append((await queue.put(message(content=os.urandom(200_000)))).kind)
                 if kinds[-1] == "full":
                     break
-                queue._memory._asked = 0.0
+                queue.marks._asked = 0.0
             assert kinds[-1] == "full"
             assert not queue.accepting
             async with working(queue) as worker:  # what is queued still goes out
                 for item in await claim_all(worker):
                     await worker.settle(Settlement(item, "final", delivered(item)))
-            queue._memory._asked = 0.0
+            queue.marks._asked = 0.0
             assert (await queue.put(message())).kind == "queued"
             assert queue.accepting
 
@@ -577,7 +577,7 @@ def test_two_records_of_one_message(shared_redis: Any) -> None:
 
 def test_full_is_not_for_ever(make_redis_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that refuses at MAIL never puts, and only a put asks how full the server is."""
-    monkeypatch.setattr(memory, "BELIEVED_SECONDS", 0.2)
+    monkeypatch.setattr(marks, "BELIEVED_SECONDS", 0.2)
     server = make_redis_server()
 
     async def scenario() -> None:

@@ -95,7 +95,7 @@ def until(port: int, ready: bool, seconds: float) -> str:
 
 
 @pytest.mark.parametrize(
-    ("module", "why"), [("relayd", "the queue does not accept mail"), ("delivery", "no lease in shard 0")]
+    ("module", "why"), [("relayd", "the queue server does not answer"), ("delivery", "no lease in shard 0")]
 )
 def test_the_status_port_says_so(redis_server: Any, tmp_path: Path, module: str, why: str) -> None:
     port = free_port()
