@@ -37,12 +37,9 @@ bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, 
                                  recipients used; accounts with a bag
 alarms                 hash      name → "<since, ms> <count> <reason>" of the alarms that are on (shard 0 alone)
 processes              hash      who works here (:mod:`mailqueue.processes`; shard 0 alone)
-<<<<<<< HEAD
 groups, gr:<name>      set, hash groups of consumers; owner, kinds, lease, position per shard (shard 0 alone)
-=======
 lease:<work>           string    token of the process that does it (:mod:`mailqueue.lease`; shard 0 alone)
 archived               hash      shard → stream id up to which its events are in the archive (shard 0 alone)
->>>>>>> f83d5ff (maintenance: What has happened goes to the archive, on disk before it is trimmed from the streams)
 events:{qN}            stream    the events, field "e"
 inbound:{q0}           stream    mail that came back (:mod:`mailqueue.inbound`)
 =====================  ========  ==================================================================================

@@ -208,18 +208,11 @@ class Reaper:
 
     # ── tidying ────────────────────────────────────────────────────────────────────────────────────────────────
 
-<<<<<<< HEAD
-    async def tidy(self, events_keep: int) -> None:
-        """Old answers of writers and workers (a day), suspensions whose time is over, the event stream's tail, and which
-        day quotas were used more than :data:`USE_DAYS` ago."""
-        await trim(self._shard, events_keep)
-=======
     async def tidy(self, events_keep: int | None) -> None:
         """Old answers of writers and workers (a day), suspensions whose time is over, the event stream's tail (None: it is
         the archive's to trim), and which day quotas were used more than :data:`USE_DAYS` ago."""
         if events_keep is not None:
-            await self._shard.command("XTRIM", self._shard.events, "MAXLEN", "~", events_keep)
->>>>>>> f83d5ff (maintenance: What has happened goes to the archive, on disk before it is trimmed from the streams)
+            await trim(self._shard, events_keep)
         now = time.time() * 1000
         for name in ("put", "settled"):
             async for rows in self._pages(name):
