@@ -23,7 +23,7 @@ from typing import Any
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from config import logs
 from config.addresses import host_and_port
@@ -54,6 +54,7 @@ class Start:
         return Reloader(self.path, os.environ, self.loaded, structlog.get_logger(self.role), registry)
 
     def service(self, registry: CollectorRegistry, reloader: Reloader, ready: Callable[[], Sequence[str]]) -> Service:
+        ProcessCollector(registry=registry)  # CPU, memory, descriptors and the time of the start
         address = status_address(getattr(self.settings.metrics, self.role), self.instance)
         return Service(self.role, address, registry, ready, reload=reloader.reload)
 

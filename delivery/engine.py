@@ -82,6 +82,7 @@ class Engine:
         router's routes are replaced before."""
         self._settings, self._providers = settings, providers
         self._pools: Mapping[str, tuple[Source, ...]] = pools_of(settings)
+        self.metrics.note_pools(self._pools)
         self.idle_seconds = settings.timeouts.idle
         self.recipients = settings.recipients_per_transaction
         for site in self._sites.values():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from delivery.pool import Source
 
 LATENCIES = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86400)
 
@@ -30,6 +34,13 @@ class DeliveryMetrics:
         self.refused = Counter(
             "egress_source_connection_failures", "Sessions that did not open", ("source", "kind"), registry=registry
         )
+        self.resting = Gauge(
+            "tambo_source_resting_until_seconds",
+            "Unix time until which a source opens no session, because it was refused there",
+            by_both,
+            registry=registry,
+        )
+        self.sources = Gauge("tambo_sources", "Sources of a pool that are not turned off", ("pool",), registry=registry)
         self.waiting = Gauge(
             "ready_count", "Tickets held: destinations with mail due and no capacity yet", registry=registry
         )
@@ -44,3 +55,8 @@ class DeliveryMetrics:
             registry=registry,
         )
         self.leases_lost = Counter("tambo_leases_lost", "Leases on the queue lost by silence", registry=registry)
+
+    def note_pools(self, pools: Mapping[str, Sequence[Source]]) -> None:
+        """At start and on reload."""
+        for pool, sources in pools.items():
+            self.sources.labels(pool).set(sum(source.weight > 0 for source in sources))

@@ -14,15 +14,15 @@ STEPS = 3000  # destinations of a shard in one look: some milliseconds of the se
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """One destination of one flow. ``since``: when its first item fell due, ms. ``in_hand``: a worker has mail for the
-    destination (of whatever flow) under way."""
+    """One destination of one flow. ``since``: when its first item fell due, ms. ``tended``: a worker has the ticket, or
+    mail for the destination (of whatever flow) in its hands."""
 
     class_: str
     group: str
     pool: str
     destination: str
     since: int
-    in_hand: bool
+    tended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ async def overdue(shards: Sequence[Shard]) -> Backlog:
         workers.append(int(answer[2]))
         for at in range(3, len(answer), 6):
             class_, group, pool, destination, since = (word.decode() for word in answer[at : at + 5])
-            in_hand = bool(int(answer[at + 5]))
-            rows.append(Overdue(keys.CLASS_NAME[class_], group, pool, destination, int(since), in_hand))
+            tended = bool(int(answer[at + 5]))
+            rows.append(Overdue(keys.CLASS_NAME[class_], group, pool, destination, int(since), tended))
     return Backlog(now, in_hands, min(workers), tuple(rows))
 
 

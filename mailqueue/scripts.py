@@ -25,6 +25,7 @@ VERBS = (
     *("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop"),
     *("inbound", "auth", "accounts", "bag", "alarm", "intake", "overdue", "group", "trim"),
     "lease",
+    "census",
 )
 QUOTA_VERBS = ("ledger", "rate")
 Argument = bytes | str | int | float

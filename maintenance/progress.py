@@ -20,6 +20,9 @@ from ipreputation.inspect import Command, Standing, standings
 from ipreputation.limits import limits_for
 from mailqueue.overdue import Backlog, Overdue
 
+FEW_TARPITS = (
+    2  # sites of few mails whose hosts may let a worker wait, each for as long as a time-out lasts, at one time
+)
 SETTLED = frozenset({"delivered", "deferred", "bounced", "unknown", "late", "suppressed"})
 
 
@@ -100,24 +103,27 @@ class Excuses:
         self._stops = stops
 
     async def free(self, command: Command, backlog: Backlog, quiet: float, patience: Patience) -> list[Overdue]:
-        """The rows that could be sent now: some source has room, or has had it for so long that it is no excuse."""
+        """The rows that could be sent now: some source has room, or has been full for so long that it is no excuse.
+
+        Which hosts mail of the default rule goes to, only DNS knows, so its limits cannot be looked up: a worker that
+        tends it may be waiting for a slow host."""
         found: list[Overdue] = []
+        tended: list[Overdue] = []
         known: dict[tuple[str, str], bool] = {}
         for row in backlog.rows:
             site = row.group if row.group.startswith(PREFIX) or not row.pool.startswith(PREFIX) else row.pool
             rule = self._routes.rule(site) or self._providers.named(site)
             if not rule.roll_up:
-                # Which hosts it goes to, only DNS knows: mail that is under way there counts as a limit that is full.
-                if self._sources(row.pool, backlog.now) and not (
-                    row.in_hand and quiet <= patience.still + patience.slowest
-                ):
-                    found.append(row)
+                if self._sources(row.pool, backlog.now):
+                    (tended if row.tended and quiet <= patience.still + patience.slowest else found).append(row)
                 continue
             key = (site, row.pool)
             if key not in known:
                 known[key] = await self._room(command, rule, site, row.pool, backlog.now, quiet, patience)
             if known[key]:
                 found.append(row)
+        if len({row.destination for row in tended}) > FEW_TARPITS:
+            found += tended
         return found
 
     async def _room(

@@ -24,6 +24,7 @@ from mailqueue.mark_metrics import MarkMetrics
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from maintenance.alarms import Alarms
+from maintenance.census import Census
 from maintenance.checks import Checks
 from maintenance.room import Room
 from maintenance.watch import Watch
@@ -31,7 +32,7 @@ from signing.dkim import Signer
 from signing.keys import load as load_keys
 
 PAUSE_SECONDS = 1.0  # between rounds
-EACH = {"alarms": 5, "look": 5, "count": 10, "checks": 10, "quotas": 60, "tidy": 300}  # rounds
+EACH = {"alarms": 5, "look": 5, "count": 10, "checks": 10, "census": 15, "quotas": 60, "tidy": 300}  # rounds
 
 log = structlog.get_logger("maintenance")
 
@@ -56,6 +57,7 @@ class Maintenance:
         MarkMetrics(lambda: queue.marks.figures, registry)
         self.alarms = Alarms(queue.shards[0], registry)
         self._watch = Watch(queue, self.alarms, registry, reloader.loaded)
+        self._census = Census(queue.shards, registry)
         self._checks = Checks(queue, self.alarms, registry)
         self.trouble = ""
 
@@ -110,6 +112,8 @@ class Maintenance:
         yield "watch", self._watch.look(settings)
         if number % EACH["checks"] == 0:
             yield "checks", self._checks.look()
+        if number % EACH["census"] == 0:
+            yield "census", self._census.take()
         if number % EACH["quotas"] == 0:
             yield "quotas", self._checks.quotas()
 

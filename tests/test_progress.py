@@ -42,7 +42,7 @@ recipients = ["a@gmail.test"]
 """
 T0 = 1_000_000_000_000
 PATIENCE = Patience(still=300, slowest=600)
-ROW = Overdue("bulk", "google", "default", "gmail.test", 1_000, in_hand=False)
+ROW = Overdue("bulk", "google", "default", "gmail.test", 1_000, tended=False)
 
 # ── the decision ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -78,7 +78,7 @@ def test_when_standing_still_is_an_alarm(looks: Any, settled: Any, said: Any) ->
 def test_the_reason_names_what_waits_and_since_when() -> None:
     progress = Progress()
     progress.settled(60_000)
-    rows = (ROW, Overdue("bulk", "default", "default", "a.test", 2_000, in_hand=True))
+    rows = (ROW, Overdue("bulk", "default", "default", "a.test", 2_000, tended=True))
     progress.judge(Backlog(100_000, 2, 1, rows), rows, PATIENCE)
     found = progress.judge(Backlog(500_000, 2, 1, rows), rows, PATIENCE)
     assert found == Finding(
@@ -286,6 +286,23 @@ def test_limits_that_are_full_excuse_and_tickets_do_not(shared_redis: Any) -> No
                     assert await post.look() == set()
             finally:
                 await redis.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_host_is_no_alarm_and_three_at_once_are(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            post = Post(queue)
+            for name in ("one.test", "two.test"):
+                await queue.put(message(f"a@{name}"))
+            assert await post.look() == {"no-progress"}
+            tickets, _, _ = await worker.due({"emergency": 9, "transactional": 9, "bulk": 9})
+            assert len(tickets) == 2
+            assert await post.look() == set()
+            await queue.put(message("a@three.test"))
+            await worker.due({"emergency": 9, "transactional": 9, "bulk": 9})
+            assert await post.look() == {"no-progress"}
 
     asyncio.run(scenario())
 

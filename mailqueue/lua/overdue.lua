@@ -1,8 +1,8 @@
 -- overdue: mail that could be sent now as far as the queue knows: due, and neither held nor stopped nor suspended.
 -- Reads only. KEYS: prefix, events. ARGV: most rows of a lane, most steps (destinations looked at) in all.
 -- Returns {now ms, items in workers' hands, workers with a lease, then n × (class letter, group, pool, destination, due ms,
--- 1 if a worker has items for the destination in its hands)}, of each lane what has been due longest first as far as it
--- was looked at. Tickets do not count: whoever holds one and does nothing with it is what is looked for.
+-- 1 if a worker has a ticket, or items for the destination in its hands)}, of each lane what has been due longest first
+-- as far as it was looked at. A ticket hides nothing: whoever holds one and does nothing with it is what is looked for.
 local most, steps = tonumber(ARGV[1]), tonumber(ARGV[2])
 local in_hand, hands = {}, 0
 for _, epoch in ipairs(call('ZRANGE', P .. 'w', 0, -1)) do
@@ -28,12 +28,15 @@ local function look_at(lane, class, group)
   for _, flow in ipairs(call('ZRANGE', P .. 'lf:' .. lane, 0, 499)) do
     if not flow_stop(flow, group) then
       local pool, count = flow_facts(flow)[3] or '', 0
-      for _, destination in ipairs(call('ZRANGE', ready_key(lane, flow), 0, 199)) do
+      local ready = call('ZRANGE', ready_key(lane, flow), 0, 199, 'WITHSCORES')
+      for at = 1, #ready, 2 do
+        local destination, ticket = ready[at], tonumber(ready[at + 1]) > now
         if steps <= 0 then return found end
         steps = steps - 1
         local head = call('ZRANGE', queue_key(flow, destination), 0, 0, 'WITHSCORES')
         if head[1] and tonumber(head[2]) <= now and not suspended(destination, pool) then
-          found[#found + 1] = { class, group, pool, destination, tonumber(head[2]), in_hand[destination] and 1 or 0 }
+          found[#found + 1] = { class, group, pool, destination, tonumber(head[2]),
+            (ticket or in_hand[destination]) and 1 or 0 }
           count = count + 1
           if count >= most then break end
         end
