@@ -27,6 +27,7 @@ from mailqueue.events import Event
 from mailqueue.lease import Lease
 from mailqueue.queue import Queue
 from mailqueue.scripts import Shard
+from mailqueue.trimming import trim
 from maintenance.alarms import Alarms
 from streams import ids
 from streams.appender import Appender, ArchiveBusy
@@ -36,7 +37,6 @@ PAUSE_SECONDS, RETRY_SECONDS = 1.0, 5.0
 LINGER_SECONDS = 30.0  # the longest that an entry waits for others to share a batch
 BATCH, BATCH_BYTES = 10_000, 8 * 1024 * 1024
 PAGE, PAGE_BYTES = 3000, 4 * 1024 * 1024  # read at once
-TRIM = 10_000  # entries that the server forgets in one step
 RENEW = 2 / 3  # of the lease left, below which it is taken again before anything is written
 BEHIND_SECONDS = 900.0  # an alarm, even though it is written
 
@@ -249,17 +249,9 @@ class Archiving:
         await self._trim(reel)
 
     async def _trim(self, reel: _Reel) -> None:
-        """Whole nodes only, never below what is to be kept, never what is not archived, whatever is added meanwhile."""
-        keep = self._reloader.settings.archive.keep_in_stream
-        first = ids.text(ids.following(ids.parse(reel.archived)))
-        while reel.archived != "0-0":
-            excess = int(await reel.shard.command("XLEN", reel.shard.events)) - keep
-            if excess <= 0:
-                return
-            limit = min(excess, TRIM)
-            words = ("XTRIM", reel.shard.events, "MINID", "~", first, "LIMIT", limit)
-            if not await reel.shard.command(*words):
-                return
+        """Never what is not archived, whatever is added meanwhile."""
+        if reel.archived != "0-0":
+            await trim(reel.shard, self._reloader.settings.archive.keep_in_stream, reel.archived)
 
     async def _in_thread(self, call: Callable[..., Any], *words: Any) -> Any:
         """To its end, even when we are cancelled: what is being written must not be closed under it."""
