@@ -23,7 +23,7 @@ from mailqueue.errors import LeaseLost, QueueDown, ServerAnswer
 
 VERBS = (
     *("put", "due", "claim", "settle", "worker", "reap", "look_at", "withdraw", "notices", "notified", "stop"),
-    *("inbound", "auth", "accounts", "bag", "alarm", "intake", "overdue", "group", "trim"),
+    *("inbound", "auth", "accounts", "bag", "alarm", "intake", "overdue", "group", "trim", "behind"),
     "lease",
     "census",
 )

@@ -26,13 +26,23 @@ from mailqueue.reaper import Reaper
 from maintenance.alarms import Alarms
 from maintenance.census import Census
 from maintenance.checks import Checks
+from maintenance.groups import GroupWatch
 from maintenance.room import Room
 from maintenance.watch import Watch
 from signing.dkim import Signer
 from signing.keys import load as load_keys
 
 PAUSE_SECONDS = 1.0  # between rounds
-EACH = {"alarms": 5, "look": 5, "count": 10, "checks": 10, "census": 15, "quotas": 60, "tidy": 300}  # rounds
+EACH = {
+    "alarms": 5,
+    "look": 5,
+    "count": 10,
+    "checks": 10,
+    "groups": 10,
+    "census": 15,
+    "quotas": 60,
+    "tidy": 300,
+}  # rounds
 
 log = structlog.get_logger("maintenance")
 
@@ -59,6 +69,7 @@ class Maintenance:
         self._watch = Watch(queue, self.alarms, registry, reloader.loaded)
         self._census = Census(queue.shards, registry)
         self._checks = Checks(queue, self.alarms, registry)
+        self._groups = GroupWatch(queue, self.alarms, registry)
         self.trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -114,6 +125,8 @@ class Maintenance:
             yield "checks", self._checks.look()
         if number % EACH["census"] == 0:
             yield "census", self._census.take()
+        if number % EACH["groups"] == 0:
+            yield "groups", self._groups.look(settings.streams)
         if number % EACH["quotas"] == 0:
             yield "quotas", self._checks.quotas()
 

@@ -338,7 +338,7 @@ async def connected(settings: Settings, patience: float = 30.0) -> AsyncIterator
     """All shards on connections of their own. Raises QueueRefused, QueueDown."""
     queue = settings.queue
     password = queue.password.get_secret_value() if queue.password else None
-    sources = scripts.load_sources(("group",))
+    sources = scripts.load_sources(("group", "behind"))
     shards = [Shard(scripts.connect(queue.url, password), number, sources) for number in range(queue.shards)]
     try:
         await server.await_server(shards[0], queue, patience)

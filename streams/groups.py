@@ -110,12 +110,14 @@ class Groups:
         row = await self._shard.command("HGETALL", f"{self._shard.prefix}gr:{name}")
         return _group(name, row) if row else None
 
-    async def create(self, name: str, owner: str, kinds: Collection[str], positions: Mapping[int, str]) -> bool:
-        """False when there is one of that name. Raises GroupRefused, QueueDown."""
+    async def create(
+        self, name: str, owner: str, kinds: Collection[str], positions: Mapping[int, str], event: Event | None = None
+    ) -> bool:
+        """False when there is one of that name. ``event`` is written with the change. Raises GroupRefused, QueueDown."""
         words: list[Argument] = ["create", checked_name(name), owner, ",".join(checked_kinds(kinds)), MOST_GROUPS]
         if not owner.strip():
             raise GroupRefused(f"group {name}: a group needs an owner: whom to ask before it is removed")
-        answer = int(await self._shard.run("group", [*words, *_flat(positions)]))
+        answer = int(await self._shard.run("group", [*words, _said(event), *_flat(positions)]))
         if answer < 0:
             raise GroupRefused(f"there are {MOST_GROUPS} groups, which is the most; remove one: relayctl streams list")
         return answer > 0
@@ -136,17 +138,17 @@ class Groups:
                 raise GroupRefused(f"group {name} belongs to {answer[1].decode()}, not to {owner}; take another name")
         return None
 
-    async def rewind(self, name: str, positions: Mapping[int, str], why: str) -> bool:
+    async def rewind(self, name: str, positions: Mapping[int, str], why: str, event: Event | None = None) -> bool:
         """Sets positions, forwards or back; a consumer that reads for it is told ``why`` and must open it again. False =
         there is no such group. Raises QueueDown."""
-        return bool(await self._shard.run("group", ["rewind", name, why, *_flat(positions)]))
+        return bool(await self._shard.run("group", ["rewind", name, _said(event), why, *_flat(positions)]))
 
-    async def remove(self, name: str) -> bool:
-        return bool(await self._shard.run("group", ["remove", name]))
+    async def remove(self, name: str, event: Event | None = None) -> bool:
+        return bool(await self._shard.run("group", ["remove", name, _said(event)]))
 
     async def forget(self, group: Group, before_ms: int, event: Event) -> bool:
-        """Removes it if nobody has read since ``before_ms`` and writes ``event`` in the same step."""
-        return bool(await self._shard.run("group", ["forget", group.name, before_ms, event.to_json()]))
+        """Removes it if nobody has read since ``before_ms``."""
+        return bool(await self._shard.run("group", ["forget", group.name, _said(event), before_ms]))
 
 
 async def patiently(verb: Callable[[], Awaitable[Any]]) -> Any:
@@ -170,6 +172,10 @@ def checked_kinds(kinds: Collection[str]) -> tuple[str, ...]:
     if unknown:
         raise GroupRefused(f"no kind of event: {', '.join(unknown)}; there are {', '.join(KINDS)}")
     return tuple(kind for kind in KINDS if kind in kinds)
+
+
+def _said(event: Event | None) -> bytes:
+    return event.to_json() if event else b""
 
 
 def _flat(positions: Mapping[int, str]) -> list[Argument]:

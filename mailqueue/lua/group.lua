@@ -1,15 +1,16 @@
 -- group: groups of consumers of the events: how far each has read, and who reads for it now. Called on shard 0 alone.
 -- KEYS: prefix, events. ARGV: verb, …  (positions = n × (shard, stream id): everything up to it is acknowledged)
 --   list                                       → n × (name, fields and values)
---   create, name, owner, kinds, most, positions  → 1 · 0 = there is one · -1 = there are `most` groups already
+--   create, name, owner, kinds, most, event, positions  → 1 · 0 = there is one · -1 = there are `most` groups already
 --   take, name, owner, kinds, lease ms, holder, token
 --       → TAKEN, epoch, kinds, fields and values | BUSY, ms left, holder | OWNER, owner | NONE. owner "" and kinds "*"
 --         say nothing. The same token again, after a lost answer, gets the same epoch.
 --   ack, name, epoch, lease ms, positions      → OK | LOST, why | NONE
 --   leave, name, epoch                         → 1, or 0 when the lease had gone to somebody else
---   rewind, name, why, positions               → 1, or 0 = there is none
---   remove, name                               → the same
---   forget, name, ms, event                    → 1 when nobody has read since `ms`; the event says so
+--   rewind, name, event, why, positions        → 1, or 0 = there is none
+--   remove, name, event                        → the same
+--   forget, name, event, ms                    → 1 when nobody has read since `ms`
+-- The event ("" = none) is written with the change.
 -- Invariants: one holder an epoch, and each take and rewind has a new epoch; only the holder of the last one moves a
 -- position, and only forwards. A lease that has run out and that nobody took is still its holder's.
 local verb, name = ARGV[1], ARGV[2]
@@ -40,7 +41,8 @@ if verb == 'create' then
   if call('SCARD', index) >= tonumber(ARGV[5]) then return -1 end
   call('SADD', index, name)
   call('HSET', key, 'owner', ARGV[3], 'kinds', ARGV[4], 'created', stamp(), 'read', stamp(), 'epoch', 0)
-  for at = 6, #ARGV, 2 do call('HSET', key, 'p:' .. ARGV[at], ARGV[at + 1]) end
+  for at = 7, #ARGV, 2 do call('HSET', key, 'p:' .. ARGV[at], ARGV[at + 1]) end
+  emit(ARGV[6])
   return 1
 end
 
@@ -83,13 +85,14 @@ end
 if verb == 'rewind' then
   call('HINCRBY', key, 'epoch', 1)
   call('HDEL', key, 'until', 'holder', 'token')
-  call('HSET', key, 'why', ARGV[3], 'read', stamp())
-  for at = 4, #ARGV, 2 do call('HSET', key, 'p:' .. ARGV[at], ARGV[at + 1]) end
+  call('HSET', key, 'why', ARGV[4], 'read', stamp())
+  for at = 5, #ARGV, 2 do call('HSET', key, 'p:' .. ARGV[at], ARGV[at + 1]) end
+  emit(ARGV[3])
   return 1
 end
 
-if verb == 'forget' and tonumber(call('HGET', key, 'read')) >= tonumber(ARGV[3]) then return 0 end
+if verb == 'forget' and tonumber(call('HGET', key, 'read')) >= tonumber(ARGV[4]) then return 0 end
 call('DEL', key)
 call('SREM', index, name)
-if verb == 'forget' then emit(ARGV[4]) end
+emit(ARGV[3])
 return 1
