@@ -29,7 +29,7 @@ from benchmarks.load import Submission, submit
 from benchmarks.outcome import Outcome, arguments, show
 from config.durations import Rate
 from sandbox.control import tell
-from sandbox.ledger import Receipts
+from sandbox.receipts import Receipts
 
 MESSAGES = 10_000
 SOURCES = [f"127.0.1.{n}" for n in range(1, 49)]

@@ -18,7 +18,7 @@ from mailqueue.events import Event
 from mailqueue.queue import Queue
 from mailqueue.scripts import Shard
 from sandbox.control import tell
-from sandbox.ledger import Receipts
+from sandbox.receipts import Receipts
 from tests.queue_kit import check_index, is_empty, places
 
 FINAL = ("delivered", "unknown", "bounced", "expired", "removed")

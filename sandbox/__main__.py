@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
 import uvloop
 
 from config.load import ConfigError, load
-from config.settings import SandboxSettings
-from sandbox.scenario import ScenarioError
+from config.settings import SandboxSettings, Settings
+from sandbox.mailer import Door
+from sandbox.scenario import ScenarioError, find
 from sandbox.scenario import load as load_scenario
 from sandbox.server import Sandbox
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sandbox", description="names and mail hosts of a small internet, on loopback"
     )
@@ -28,26 +31,47 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="port of the mail hosts; 0 = any free one")
     parser.add_argument("--directory", type=Path, help="for the ledger and stored mail")
     parser.add_argument("--store", action="store_true", help="keep contents in Maildirs")
-    parser.add_argument("--scenario", type=Path, metavar="FILE", help="TOML laid over the built-in world")
+    parser.add_argument(
+        "--scenario", metavar="NAME|FILE", help="one that is shipped, or TOML laid over the built-in world"
+    )
+    parser.add_argument("--keys", type=Path, metavar="DIRECTORY", help="DKIM keys whose records are in the DNS")
+    parser.add_argument("--returns", metavar="ADDRESS:PORT", help="the relay's listener for returned mail")
+    parser.add_argument("--complaints", metavar="ADDRESS", help="the mailbox that feedback loops know")
     parser.add_argument("--control", type=Path, metavar="SOCKET", help="unix socket for JSON-lines commands")
     parser.add_argument("--ready", type=Path, metavar="FILE", help="write the addresses here as well, once listening")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def compose(given: argparse.Namespace) -> Sandbox:
     """The sandbox that settings and command line ask for; the command line wins."""
-    settings = load(given.config).settings.sandbox if given.config else SandboxSettings()
+    loaded = load(given.config).settings if given.config else None
+    settings = loaded.sandbox if loaded else SandboxSettings()
+    keys = given.keys or (loaded.signing.directory if loaded else None)
     options: dict[str, object] = {
         "dns": given.dns,
         "first_address": given.address,
         "port": given.port,
         "store": given.store,
         "control": given.control,
+        "keys": Path(keys) if keys else None,
+        "door": door(given, loaded),
     }
     if given.directory is not None:
         settings = settings.model_copy(update={"directory": str(given.directory)})
-    scenario = load_scenario(given.scenario)
+    scenario = load_scenario(find(given.scenario) if given.scenario else None)
     return Sandbox.from_settings(settings, scenario, **{k: v for k, v in options.items() if v is not None})
+
+
+def door(given: argparse.Namespace, loaded: Settings | None) -> Door | None:
+    """Where mail goes back to: as the command line says, else the first inbound listener, when it is on loopback."""
+    inbound = loaded.inbound.mailboxes if loaded else ()
+    complaints = given.complaints or next((box for box in inbound if box.startswith(("fbl@", "abuse@"))), "")
+    if given.returns:
+        return Door.parse(given.returns, complaints)
+    for listener in loaded.relayd.listeners if loaded else ():
+        if listener.kind == "inbound" and ipaddress.ip_address(listener.address).is_loopback:
+            return Door(listener.address, listener.port, complaints)
+    return None
 
 
 async def serve(given: argparse.Namespace) -> None:
@@ -67,8 +91,8 @@ async def serve(given: argparse.Namespace) -> None:
         await stopped.wait()
 
 
-def main() -> int:
-    given = arguments()
+def main(words: Sequence[str] | None = None) -> int:
+    given = arguments(words)
     try:
         uvloop.run(serve(given))
     except (ConfigError, ScenarioError, ValueError, OSError) as error:

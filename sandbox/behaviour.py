@@ -8,38 +8,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from config.settings import Seconds, Section
 
 Phase = Literal["greeting", "ehlo", "starttls", "mail", "rcpt", "data", "content", "end_of_data"]
 TlsOffer = Literal["none", "offered", "required", "broken"]
+CertificateKind = Literal["good", "self-signed", "expired", "wrong-name"]
 
 EXTENSIONS = ("PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES")
 LONGEST_DELAY = 86_400.0
 _LATE: tuple[Phase, ...] = ("data", "content", "end_of_data")
 _REPLY = re.compile(r"(?:[2-5]\d\d-[^\r\n]*\n)*[2-5]\d\d [^\r\n]*")
+
+
+def _checked(reply: str) -> str:
+    if reply and not _REPLY.fullmatch(reply):
+        raise ValueError(f"no SMTP reply: {reply!r}; write 'NNN-text' lines and a last 'NNN text'")
+    return reply
+
+
+Reply = Annotated[str, AfterValidator(_checked)]  # whole, lines joined by \n; {source} and {host} are filled in
+
+
+def spoken(reply: str, source: str, host: str) -> bytes:
+    """A reply as bytes on the wire."""
+    return reply.replace("{source}", source).replace("{host}", host).replace("\n", "\r\n").encode() + b"\r\n"
+
+
 _NAME = re.compile(r"([a-z][a-z-]*?)(\d{0,5})")
 
 
 class Step(Section):
     """What happens at one phase in place of the usual reply."""
 
-    reply: str = Field("", description="whole reply, lines joined by \\n; {source} and {host} are filled in")
+    reply: Reply = ""
     delay_seconds: Seconds = Field(0.0, le=LONGEST_DELAY, description="before the reply")
     drop: bool = Field(False, description="close without a reply")
     close: bool = Field(False, description="close after the reply; a 421 always does")
     garbage: bool = Field(False, description="bytes that are no reply")
     accepted: bool = Field(False, description="end_of_data with drop or garbage: the message was kept all the same")
     every: int = Field(1, ge=1, description="only each n-th time")
+    share: float = Field(1.0, gt=0, le=1, description="only this share of the times, spread evenly: no chance in it")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.reply and not _REPLY.fullmatch(self.reply):
-            raise ValueError(f"no SMTP reply: {self.reply!r}; write 'NNN-text' lines and a last 'NNN text'")
-        return self
+    def due(self, turn: int) -> bool:
+        """Whether it falls due the ``turn``-th time, from 1."""
+        return turn % self.every == 0 and int(turn * self.share) > int((turn - 1) * self.share)
+
+    @property
+    def always(self) -> bool:
+        return self.every == 1 and self.share == 1.0
 
     @property
     def takes(self) -> bool:
@@ -52,18 +72,26 @@ class Step(Section):
     def ends(self) -> bool:
         return self.drop or self.close or self.reply.startswith("421")
 
-    def spoken(self, source: str, host: str) -> bytes:
-        """The reply as bytes on the wire."""
-        text = self.reply.replace("{source}", source).replace("{host}", host)
-        return text.replace("\n", "\r\n").encode() + b"\r\n"
+
+class Later(Section):
+    """Mail that goes back to the reverse-path some time after a message was taken."""
+
+    shape: str = Field("dsn", description="one of sandbox/returns.toml")
+    after_seconds: Seconds = Field(5.0, le=LONGEST_DELAY)
+    every: int = Field(1, ge=1, description="only for each n-th message")
 
 
 class Behaviour(Section):
     """One named way to treat mail."""
 
+    what: str = Field("", description="what it does, for people")
     steps: Mapping[Phase, Step] = Field(default_factory=dict)
     greylist_seconds: Seconds | None = Field(None, description="451 until a retry this much later; 0 = any retry")
     tls: TlsOffer = "none"
+    tls_refusal: Reply = Field("530 5.7.0 Must issue a STARTTLS command first", description="to MAIL, when required")
+    certificate: CertificateKind = "good"
+    authenticate: bool = Field(False, description="refuse what fails DMARC and whose domain says p=reject, before 250")
+    later: Later | None = None
     extensions: tuple[str, ...] = EXTENSIONS
     eager_data: bool = Field(False, description="354 even when no recipient was accepted")
     down: bool = Field(False, description="nobody listens (a domain's behaviour only)")
@@ -71,19 +99,27 @@ class Behaviour(Section):
     @property
     def late(self) -> bool:
         """Whether it acts after RCPT, so that a transaction must remember it."""
-        return any(phase in self.steps for phase in _LATE)
+        return self.authenticate or any(phase in self.steps for phase in _LATE)
 
     def lasting(self, seconds: float) -> Behaviour:
-        """The same with every delay, and the greylisting wait, set to ``seconds``."""
+        """The same with every delay, the greylisting wait and the time before mail goes back set to ``seconds``."""
         steps = {
             phase: step.model_copy(update={"delay_seconds": seconds}) if step.delay_seconds else step
             for phase, step in self.steps.items()
         }
         wait = None if self.greylist_seconds is None else seconds
-        return self.model_copy(update={"steps": steps, "greylist_seconds": wait})
+        later = self.later and self.later.model_copy(update={"after_seconds": seconds})
+        return self.model_copy(update={"steps": steps, "greylist_seconds": wait, "later": later})
+
+    def sharing(self, share: float) -> Behaviour:
+        """The same with every step taken only this share of the times; ValueError unless 0 < share ≤ 1."""
+        if not 0 < share <= 1:
+            raise ValueError(f"a share lies above 0 and up to 1, and {share} does not")
+        steps = {phase: step.model_copy(update={"share": share}) for phase, step in self.steps.items()}
+        return self.model_copy(update={"steps": steps})
 
 
-ACCEPT = Behaviour()
+ACCEPT = Behaviour(what="takes everything")
 
 
 class Catalogue:

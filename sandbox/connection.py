@@ -14,9 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from sandbox.behaviour import Behaviour, Phase, Step
+from sandbox.assessor import Assessor
+from sandbox.behaviour import Behaviour, Phase, Step, spoken
+from sandbox.certificate import Certificates
 from sandbox.ledger import Ledger, Party
+from sandbox.limits import Excess
 from sandbox.maildir import Store
+from sandbox.mailer import Mailer
 from sandbox.slots import Slot, peer_has_closed
 from sandbox.world import Domain, Host, World
 
@@ -32,7 +36,9 @@ class Reception:
 
     world: World
     ledger: Ledger
-    tls: ssl.SSLContext
+    certificates: Certificates
+    assessor: Assessor
+    mailer: Mailer
     store: Store | None = None
     sessions: set[Connection] = field(default_factory=set)
     number: int = 0
@@ -79,16 +85,14 @@ class Connection(asyncio.Protocol):
         self._descriptor: int = socket.fileno()
         self._party = Party(shared.number, self._host.name, self._host.site.name, source)
         self._slot = Slot((self._party.site, source), shared.number, self._peer_gone)
-        limits = self._host.site.limits
-        most = limits.connections_per_source
+        most = self._host.site.limits.connections_per_source
         seen = self._ledger.slots.take(self._slot, most)
         self._opened = time.time()
         self._ledger.opened(self._party)
         if most and seen > most:
             held = self._ledger.slots.open(self._slot.key)
-            self._ledger.violation(self._party, "connections_per_source", most=most, seen=seen, open=held)
-            if limits.refuse:
-                self._refuse("connections", f"421 4.7.0 {self._host.name} Too many concurrent connections\r\n".encode())
+            if self._beyond(Excess("connections_per_source", most, seen), open=held):
+                self._flush()
                 return
         self._say("greeting", f"220 {self._host.name} ESMTP sandbox\r\n".encode(), self._step("greeting"))
         self._flush()
@@ -183,7 +187,9 @@ class Connection(asyncio.Protocol):
         self._run()
 
     def _obey(self, phase: str, usual: bytes, step: Step, then: Callable[[], None] | None) -> None:
-        spoken = step.spoken(self._source, self._host.name) if step.reply else usual
+        said = spoken(step.reply, self._source, self._host.name) if step.reply else usual
+        if step.reply:
+            self._ledger.replies[self._domain.name, step.reply] += 1
         if step.drop or (step.reply and phase != "end_of_data"):
             self._ledger.refused[self._domain.name, "dropped" if step.drop else step.reply[:3]] += 1
         if step.drop:
@@ -191,12 +197,12 @@ class Connection(asyncio.Protocol):
         elif step.garbage:
             self._out.append(_GARBAGE)
         elif step.ends:
-            self._refuse("", spoken)
+            self._refuse("", said)
         else:
-            self._out.append(spoken)
-            if phase == "greeting" and spoken[:1] != b"2":
+            self._out.append(said)
+            if phase == "greeting" and said[:1] != b"2":
                 self._no_service = True
-            elif then is not None and spoken[:1] == usual[:1]:
+            elif then is not None and said[:1] == usual[:1]:
                 then()
 
     def _refuse(self, limit: str, reply: bytes) -> None:
@@ -205,6 +211,19 @@ class Connection(asyncio.Protocol):
             self._ledger.refused[self._domain.name, reply[:3].decode()] += 1
         self._out.append(reply)
         self._end("421" if reply.startswith(b"421") else "dropped")
+
+    def _beyond(self, excess: Excess, **details: object) -> bool:
+        """A hidden limit is broken, which is recorded; True where the host refuses for it, and has said so."""
+        limits = self._host.site.limits
+        self._ledger.violation(self._party, excess.limit, most=excess.most, seen=excess.seen, **details)
+        if limits.refuse:
+            reply = limits.says(excess.limit)
+            self._ledger.replies[self._domain.name, reply] += 1
+            self._ledger.refused[self._domain.name, reply[:3]] += 1
+            self._out.append(spoken(reply, self._source, self._host.name))
+            if reply.startswith("421"):
+                self._end("421")
+        return limits.refuse
 
     # -- TLS
 
@@ -219,14 +238,15 @@ class Connection(asyncio.Protocol):
         self._buffer.clear()
         self._flush()
         self._transport.pause_reading()
-        task = self._loop.create_task(self._handshake(self._transport))
+        context = self._shared.certificates.context(self._domain.treats(self._source).certificate)
+        task = self._loop.create_task(self._handshake(self._transport, context))
         self._shared.handshakes.add(task)
         task.add_done_callback(self._shared.handshakes.discard)
 
-    async def _handshake(self, clear: asyncio.Transport) -> None:
+    async def _handshake(self, clear: asyncio.Transport, context: ssl.SSLContext) -> None:
         try:
             upgraded = await self._loop.start_tls(
-                clear, self, self._shared.tls, server_side=True, ssl_handshake_timeout=30.0
+                clear, self, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_SECONDS
             )
         except OSError:  # ssl.SSLError included
             upgraded = None

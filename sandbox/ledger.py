@@ -1,9 +1,10 @@
 """The ledger: an append-only file of JSON lines with every connection, accepted message and violation, and counters.
 
 Whatever a reply promises is written to the file before the reply is sent, so the file is right whoever is killed,
-the sandbox included. Multisets are read from the file: :class:`Receipts` serves the sandbox's own process and any
+the sandbox included. Multisets are read from the file: :class:`sandbox.receipts.Receipts` serves the sandbox's own process and any
 other. Records (``kind``): ``start``; ``message`` (t, connection, host, site, source, id, from, to, size, answered,
-and what was said of ret, envid, notify, orcpt, the last two as lists beside ``to``);
+and what was said of ret, envid, notify, orcpt, the last two as lists beside ``to``); ``verdict`` (t, mail, domain, id,
+spf, dkim, dmarc, policy); ``returned`` (t, shape, to, recipient, reply);
 ``connection`` (number, host, site, source, opened, ended, how, messages, tls); ``violation`` (t, limit, …); ``change`` (t, what, to, sources).
 Times are Unix seconds.
 """
@@ -14,13 +15,14 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from sandbox.receipts import Receipts
 from sandbox.slots import Slots
 
 _MOST_VIOLATIONS = 1000  # kept in memory; the file has all
@@ -50,6 +52,9 @@ class Ledger:
         self.connections: Counter[tuple[str, str]] = Counter()  # (site, source)
         self.accepted: Counter[tuple[str, str]] = Counter()  # (recipient domain, source), one per recipient
         self.refused: Counter[tuple[str, str]] = Counter()  # (domain, first line's code or "dropped")
+        self.replies: Counter[tuple[str, str]] = Counter()  # (domain, reply as planned): what behaviours said
+        self.verdicts: Counter[tuple[str, str]] = Counter()  # (domain, "dkim=pass"), of what was looked at
+        self.backs: Counter[tuple[str, str]] = Counter()  # (shape, first digits of the relay's reply)
         self.violations: list[dict[str, Any]] = []
         self.violation_counts: Counter[str] = Counter()
         self._write({"kind": "start", "t": time.time(), "pid": os.getpid()})
@@ -125,6 +130,17 @@ class Ledger:
             self.violations.append(record)
         self._write(record)
 
+    def verdict(self, mail: str, domain: str, message_id: str, words: Mapping[str, str]) -> None:
+        """What a receiver makes of one copy."""
+        self.verdicts.update((domain, f"{name}={result}") for name, result in words.items())
+        self._write({"kind": "verdict", "t": time.time(), "mail": mail, "domain": domain, "id": message_id, **words})
+
+    def returned(self, shape: str, to: str, recipient: str, reply: str) -> None:
+        """Mail went back to the relay, or could not: ``reply`` says which."""
+        self.backs[shape, reply[:3] if reply[:3].isdecimal() else "none"] += 1
+        record = {"shape": shape, "to": to, "recipient": recipient, "reply": reply}
+        self._write({"kind": "returned", "t": time.time(), **record})
+
     def change(self, what: str, to: str, sources: Sequence[str] = ()) -> None:
         """The world was changed: a domain's or host's behaviour, or the DNS; on file at once."""
         self._write({"kind": "change", "t": time.time(), "what": what, "to": to, "sources": sources})
@@ -167,7 +183,10 @@ class Ledger:
             "open": self.slots.total,
             "accepted": _nested(self.accepted),
             "refused": _nested(self.refused),
+            "replies": _nested(self.replies),
             "connections": _nested(self.connections),
+            "verdicts": _nested(self.verdicts),
+            "returned": _nested(self.backs),
             "peaks": _nested(self.slots.peaks),
             "violation_counts": dict(self.violation_counts),
             "violations": self.violations,
@@ -185,60 +204,6 @@ class Ledger:
                 self._waiting.remove(entry)
                 if not waiter.done():
                     waiter.set_result(None)
-
-
-class Receipts:
-    """Reader of a ledger file, from any process, while it grows or after; a torn last line is left out."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def records(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
-        with self._path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return
-                record: dict[str, Any] = orjson.loads(line)
-                if kind is None or record["kind"] == kind:
-                    yield record
-
-    def message_ids(self) -> Counter[str]:
-        """Multiset of the Message-IDs of accepted mail transactions."""
-        return Counter(record["id"] for record in self.records("message"))
-
-    def deliveries(self) -> Counter[tuple[str, str]]:
-        """Multiset of (Message-ID, recipient): more than one is a duplicate to somebody."""
-        return Counter((record["id"], to) for record in self.records("message") for to in record["to"])
-
-    def by_source(self, site: str | None = None) -> Counter[str]:
-        """Accepted transactions per source address, at one site or all."""
-        return Counter(r["source"] for r in self.records("message") if site is None or r["site"] == site)
-
-    def unanswered(self) -> int:
-        """Accepted transactions whose 250 was withheld: each entitles the sender to one duplicate."""
-        return sum(1 for record in self.records("message") if not record["answered"])
-
-    def violations(self) -> list[dict[str, Any]]:
-        return list(self.records("violation"))
-
-    def peaks(self) -> dict[tuple[str, str], int]:
-        """Most connections at once per (site, source), computed anew from the connections' times, as a second opinion.
-
-        Only connections that have ended are on file; ends count before openings of the same instant.
-        """
-        changes: dict[tuple[str, str], list[tuple[float, int]]] = {}
-        for record in self.records("connection"):
-            moves = changes.setdefault((record["site"], record["source"]), [])
-            moves += [(record["opened"], 1), (record["ended"], -1)]
-        return {key: _highest(moves) for key, moves in changes.items()}
-
-
-def _highest(moves: list[tuple[float, int]]) -> int:
-    level = highest = 0
-    for _, move in sorted(moves):
-        level += move
-        highest = max(highest, level)
-    return highest
 
 
 def _nested(counts: Counter[tuple[str, str]] | dict[tuple[str, str], int]) -> dict[str, dict[str, int]]:

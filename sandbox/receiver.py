@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from sandbox import parameters
-from sandbox.behaviour import Behaviour
+from sandbox import parameters, taking
+from sandbox.behaviour import spoken
 from sandbox.connection import MAX_SIZE, Connection, Reception
+from sandbox.content import message_id
+from sandbox.limits import Excess
+from sandbox.taking import Client, Transaction
 from sandbox.world import Host
 
 MAX_RECIPIENTS = 1000
 _MAX_LINE = 4096
 _PATH = re.compile(r"(FROM|TO):\s*<(?:@[^:>]*:)?([^<>]*)>\s*(.*)", re.IGNORECASE)
 _REFUSED = b"555 5.5.4 Parameter not recognized or not implemented\r\n"
-_MESSAGE_ID = re.compile(rb"^message-id:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 
 class Receiver(Connection):
@@ -28,11 +30,8 @@ class Receiver(Connection):
         super().__init__(reception, host)
         self._in_content = False
         self._scanned = 0  # octets of the content known to hold no final dot
-        self._reverse_path: str | None = None  # None = no mail transaction
-        self._recipients: list[str] = []
-        self._said: dict[str, str] = {}  # parameters of MAIL
-        self._said_of: list[dict[str, str]] = []  # and of RCPT, one entry per recipient
-        self._late: Behaviour | None = None  # of a recipient, for the phases after RCPT
+        self._it = Transaction()
+        self._named = ""  # what the client called itself
 
     # -- input
 
@@ -69,7 +68,7 @@ class Receiver(Connection):
 
     def _take_content(self) -> bool:
         buffer = self._buffer
-        if self._scanned == 0 and buffer and (step := self._step("content", self._late)) is not None and step.drop:
+        if self._scanned == 0 and buffer and (step := self._step("content", self._it.late)) is not None and step.drop:
             self._obey("content", b"", step, None)
             return False
         if buffer.startswith(b".\r\n"):
@@ -91,22 +90,27 @@ class Receiver(Connection):
 
     def _finish(self, content: bytes) -> None:
         """The final dot: accept or refuse, record, reply."""
-        recipients, reverse_path, late = self._recipients, self._reverse_path or "", self._late
-        dsn = parameters.dsn(self._said, self._said_of)
+        it, now = self._it, self._loop.time()
         self._reset()
         self._messages += 1
-        if not recipients:
+        if not it.recipients:
             self._out.append(b"554 5.5.1 No valid recipients\r\n")
             return
-        step = self._step("end_of_data", late)
+        client = Client(self._source, self._named, self._host, self._tls == "on")
+        step = self._step("end_of_data", it.late)
+        if (step is None or step.takes) and (it.late or self._domain.treats(self._source)).authenticate:
+            step = taking.refusal(self._shared, client, it, content)
         if step is None or step.takes:
-            message_id = _message_id(content)
-            if self._shared.store is not None:
-                self._shared.store.keep(reverse_path, recipients, _unstuffed(content))
-            answered = step is None or not (step.drop or step.garbage)
             self._ledger.accept(
-                self._party, message_id, reverse_path, recipients, size=len(content), answered=answered, dsn=dsn
+                self._party,
+                message_id(content),
+                it.reverse_path or "",
+                it.recipients,
+                size=len(content),
+                answered=step is None or not (step.drop or step.garbage),
+                dsn=parameters.dsn(it.said, it.said_of),
             )
+            taking.keep(self._shared, client, it, content, now)
         elif step.reply:
             self._ledger.refused[self._domain.name, step.reply[:3]] += 1
         self._say("end_of_data", b"250 2.0.0 Ok: received\r\n", step)
@@ -114,24 +118,22 @@ class Receiver(Connection):
     # -- verbs
 
     def _reset(self) -> None:
-        self._reverse_path = None
-        self._recipients = []
-        self._said = {}
-        self._said_of = []
-        self._late = None
+        self._it = Transaction()
         self._scanned = 0
 
-    def _helo(self, _: str) -> None:
+    def _helo(self, name: str) -> None:
         self._reset()
+        self._named = name.strip()[:255]
         self._out.append(f"250 {self._host.name}\r\n".encode())
 
-    def _ehlo(self, _: str) -> None:
+    def _ehlo(self, name: str) -> None:
         self._reset()
+        self._named = name.strip()[:255]
         behaviour = self._domain.treats(self._source)
         keywords = [self._host.name, f"SIZE {MAX_SIZE}", *behaviour.extensions]
         if behaviour.tls != "none" and not self._tls:
             keywords.append("STARTTLS")
-        lines = [f"250{'-' if more else ' '}{word}\r\n" for word, more in _with_more(keywords)]
+        lines = [*(f"250-{word}\r\n" for word in keywords[:-1]), f"250 {keywords[-1]}\r\n"]
         self._say("ehlo", "".join(lines).encode(), self._step("ehlo"))
 
     def _starttls(self, _: str) -> None:
@@ -143,24 +145,23 @@ class Receiver(Connection):
         self._say("starttls", b"220 2.0.0 Ready to start TLS\r\n", self._step("starttls"), then)
 
     def _mail(self, argument: str) -> None:
-        limits = self._host.site.limits
-        most = limits.messages_per_connection
-        if most and self._messages >= most:
-            self._ledger.violation(self._party, "messages_per_connection", most=most, seen=self._messages + 1)
-            if limits.refuse:
-                self._refuse("messages", b"421 4.7.0 Too many messages in this connection\r\n")
-                return
-        if self._domain.treats(self._source).tls == "required" and self._tls != "on":
-            self._out.append(b"530 5.7.0 Must issue a STARTTLS command first\r\n")
+        excess = self._excess()
+        if excess is not None and self._beyond(excess):
+            return
+        treats = self._domain.treats(self._source)
+        if treats.tls == "required" and self._tls != "on":
+            self._ledger.replies[self._domain.name, treats.tls_refusal] += 1
+            refusal = spoken(treats.tls_refusal, self._source, self._host.name)
+            self._refuse("tls", refusal) if refusal.startswith(b"421") else self._out.append(refusal)
             return
         path = _PATH.fullmatch(argument)
         if path is None or path[1].upper() != "FROM":
             self._out.append(b"501 5.5.4 Syntax: MAIL FROM:<address>\r\n")
             return
-        if self._reverse_path is not None:
+        if self._it.reverse_path is not None:
             self._out.append(b"503 5.5.1 Nested MAIL command\r\n")
             return
-        said = parameters.read(path[3], parameters.MAIL, self._domain.treats(self._source).extensions)
+        said = parameters.read(path[3], parameters.MAIL, treats.extensions)
         if said is None:
             self._out.append(_REFUSED)
             return
@@ -171,7 +172,7 @@ class Receiver(Connection):
         address = path[2]
 
         def begin() -> None:
-            self._reverse_path, self._said = address, said
+            self._it.reverse_path, self._it.said = address, said
 
         self._say("mail", b"250 2.1.0 Ok\r\n", self._step("mail"), begin)
 
@@ -180,10 +181,16 @@ class Receiver(Connection):
         if path is None or path[1].upper() != "TO" or not path[2]:
             self._out.append(b"501 5.5.4 Syntax: RCPT TO:<address>\r\n")
             return
-        if self._reverse_path is None:
+        it = self._it
+        if it.reverse_path is None:
             self._out.append(b"503 5.5.1 Need MAIL first\r\n")
             return
-        if len(self._recipients) >= MAX_RECIPIENTS:
+        limits, count = self._host.site.limits, len(it.recipients)
+        if limits.recipients_per_message and count >= limits.recipients_per_message:
+            excess = Excess("recipients_per_message", limits.recipients_per_message, count + 1)
+            if self._beyond(excess):
+                return
+        if count >= MAX_RECIPIENTS:
             self._out.append(b"452 4.5.3 Too many recipients\r\n")
             return
         said = parameters.read(path[3], parameters.RCPT, self._domain.treats(self._source).extensions)
@@ -201,25 +208,43 @@ class Receiver(Connection):
         behaviour = asked or domain.treats(self._source)
         wait = behaviour.greylist_seconds
         if wait is not None and self._shared.world.greylist.refuses(
-            self._loop.time(), wait, self._source, self._reverse_path, recipient
+            self._loop.time(), wait, self._source, it.reverse_path, recipient
         ):
             self._ledger.refused[domain.name, "451"] += 1
             self._out.append(b"451 4.7.1 Greylisted, please try again later\r\n")
             return
 
         def add() -> None:
-            self._recipients.append(recipient)
-            self._said_of.append(said)
-            if behaviour.late and self._late is None:
-                self._late = behaviour
+            it.recipients.append(recipient)
+            it.said_of.append(said)
+            if behaviour.late and it.late is None:
+                it.late = behaviour
+            if behaviour.later is not None and domain.returns(behaviour.later):
+                it.backs.append((recipient, behaviour.later))
 
-        self._say("rcpt", b"250 2.1.5 Ok\r\n", self._step("rcpt", behaviour), add)
+        step = self._step("rcpt", behaviour)
+        if limits.unknown_share:
+            unknown = step is not None and step.reply.startswith("5")
+            self._shared.world.accounts.of(self._host.site.name, self._source).recipient(not unknown)
+        self._say("rcpt", b"250 2.1.5 Ok\r\n", step, add)
+
+    def _excess(self) -> Excess | None:
+        """The hidden limit that one more message in this connection, or from this source, would break."""
+        site = self._host.site
+        most = site.limits.messages_per_connection
+        if most and self._messages >= most:
+            return Excess("messages_per_connection", most, self._messages + 1)
+        if not site.limits.counted:
+            return None
+        return self._shared.world.accounts.of(site.name, self._source).excess(site.limits, self._loop.time())
 
     def _data(self, _: str) -> None:
-        eager = self._domain.treats(self._source).eager_data and self._reverse_path is not None
-        if not self._recipients and not eager:
+        eager = self._domain.treats(self._source).eager_data and self._it.reverse_path is not None
+        if not self._it.recipients and not eager:
             wrong = (
-                b"503 5.5.1 Need MAIL first\r\n" if self._reverse_path is None else b"554 5.5.1 No valid recipients\r\n"
+                b"503 5.5.1 Need MAIL first\r\n"
+                if self._it.reverse_path is None
+                else b"554 5.5.1 No valid recipients\r\n"
             )
             self._out.append(wrong)
             return
@@ -229,7 +254,7 @@ class Receiver(Connection):
         def begin() -> None:
             self._in_content = True
 
-        self._say("data", b"354 End data with <CR><LF>.<CR><LF>\r\n", self._step("data", self._late), begin)
+        self._say("data", b"354 End data with <CR><LF>.<CR><LF>\r\n", self._step("data", self._it.late), begin)
 
     def _rset(self, _: str) -> None:
         self._reset()
@@ -244,23 +269,6 @@ class Receiver(Connection):
     def _quit(self, _: str) -> None:
         self._out.append(f"221 2.0.0 {self._host.name} closing\r\n".encode())
         self._end("221")
-
-
-def _with_more(words: list[str]) -> list[tuple[str, bool]]:
-    return [(word, index < len(words) - 1) for index, word in enumerate(words)]
-
-
-def _message_id(content: bytes) -> str:
-    """Value of the first Message-ID field of the header section; "" when there is none."""
-    end = content.find(b"\r\n\r\n")
-    found = _MESSAGE_ID.search(content, 0, end if end >= 0 else len(content))
-    return found[1].strip().decode("utf-8", "replace") if found else ""
-
-
-def _unstuffed(content: bytes) -> bytes:
-    """Content without the dots that transparency added (RFC 5321 §4.5.2)."""
-    text = content[1:] if content.startswith(b".") else content
-    return text.replace(b"\r\n..", b"\r\n.")
 
 
 _VERBS: dict[str, Callable[[Receiver, str], None]] = {

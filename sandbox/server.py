@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any, Self
 
 from config.settings import SandboxSettings
-from sandbox.certificate import server_context
+from sandbox.assessor import Assessor
+from sandbox.certificate import Certificates
 from sandbox.connection import Reception
 from sandbox.control import ControlSocket
+from sandbox.dmarc import Suffixes
 from sandbox.dns import DnsServer
 from sandbox.ledger import Ledger
 from sandbox.loopback import require_loopback
 from sandbox.maildir import Store
+from sandbox.mailer import Door, Mailer
 from sandbox.mx import MailHosts
+from sandbox.published import Published
 from sandbox.scenario import DnsMode, Scenario, TimelineEntry, load
 from sandbox.world import World
+from sandbox.zones import Zones
 
 
 class Sandbox:
@@ -35,18 +40,28 @@ class Sandbox:
         port: int = 0,
         store: bool = False,
         control: Path | None = None,
+        keys: Path | None = None,
+        door: Door | None = None,
     ) -> None:
+        """``keys``: a signing directory, whose public keys are in the DNS; ``door``: where mail goes back to."""
         dns_host, _, dns_port = dns.rpartition(":")
         require_loopback(dns_host.strip("[]"))
         self.world = World(scenario or load(), first_address)
         self.directory = directory
         self.ledger: Ledger = Ledger(directory / "ledger.jsonl")
+        self.authority = directory / "authority.pem"
         self.store = Store(directory / "mail") if store else None
-        self.dns = DnsServer(self.world, dns_host.strip("[]"), int(dns_port))
-        reception = Reception(self.world, self.ledger, server_context(self.world.hosts), self.store)
+        self.zones = Zones(self.world, Published(keys))
+        self.dns = DnsServer(self.world, dns_host.strip("[]"), int(dns_port), self.zones)
+        self.mailer = Mailer(self.ledger, door)
+        suffixes = Suffixes(self.world.scenario.dns.public_suffixes)
+        self.assessor = Assessor(self.store, self.ledger, self.zones.lookup, suffixes)
+        self.certificates = Certificates(tuple(self.world.hosts))
+        reception = Reception(self.world, self.ledger, self.certificates, self.assessor, self.mailer, self.store)
         self.mail_hosts = MailHosts(reception, port)
         self._control = ControlSocket(self, control) if control else None
         self._timeline: set[asyncio.Task[None]] = set()
+        self._changes: dict[tuple[str, bool, tuple[str, ...]], TimelineEntry] = {}  # those that will be undone
 
     @classmethod
     def from_settings(cls, settings: SandboxSettings, scenario: Scenario | None = None, **options: Any) -> Self:
@@ -65,6 +80,7 @@ class Sandbox:
         return self.mail_hosts.port
 
     async def start(self) -> None:
+        self.authority.write_bytes(self.certificates.authority)
         try:
             await self.mail_hosts.start()
             await self.dns.start()
@@ -77,12 +93,14 @@ class Sandbox:
             self._timeline.add(asyncio.get_running_loop().create_task(self._play(entry)))
 
     async def stop(self) -> None:
-        """Timeline and control first, then names, then hosts (421 to open sessions); the ledger is closed last."""
+        """Timeline and control first, what goes back and verdicts, then names, then hosts (421 to open sessions); the ledger is closed last."""
         for task in self._timeline:
             task.cancel()
         await asyncio.gather(*self._timeline, return_exceptions=True)
         if self._control is not None:
             await self._control.stop()
+        await self.mailer.stop()
+        await self.assessor.stop()
         await self.dns.stop()
         await self.mail_hosts.stop()
         self.ledger.close()
@@ -94,13 +112,14 @@ class Sandbox:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def set_behaviour(self, name: str, behaviour: str, sources: tuple[str, ...] = ()) -> None:
-        """A domain's behaviour from now on, for all or some sources; ``down`` works on a single host's name too.
+    async def set_behaviour(self, name: str, behaviour: str, sources: tuple[str, ...] = (), share: float = 1.0) -> None:
+        """A domain's behaviour from now on, for all or some sources, ``share`` of the time; ``down`` works on a single
+        host's name too.
 
         ``normal`` = as the scenario has it. Raises ValueError for unknown names.
         """
         if name in self.world.domains:
-            self.world.behave(name, behaviour, sources)
+            self.world.behave(name, behaviour, sources, share)
             down = self.world.domains[name].behaviour.down
         elif behaviour in ("down", "normal", "accept"):
             down = behaviour == "down"
@@ -136,19 +155,40 @@ class Sandbox:
             "domains": sorted(self.world.domains),
             "ledger": str(self.ledger.path),
             "mail": str(self.store.directory) if self.store else "",
+            "authority": str(self.authority),
             "control": str(self._control.path) if self._control else "",
         }
 
-    async def _play(self, entry: TimelineEntry) -> None:
-        await asyncio.sleep(entry.after_seconds)
+    async def change(self, entry: TimelineEntry) -> None:
+        """One change now, undone after its ``for_seconds`` unless another of the same thing came between."""
         if entry.dns is not None:
             self.pause_dns(entry.dns, entry.domain)
         if entry.set:
-            await self.set_behaviour(entry.domain, entry.set, entry.sources)
-        if entry.for_seconds is None:
+            await self.set_behaviour(entry.domain, entry.set, entry.sources, entry.share)
+        if entry.for_seconds is not None:
+            self._changes[_what(entry)] = entry
+            self._timeline.add(asyncio.get_running_loop().create_task(self._undo(entry, entry.for_seconds)))
+        else:
+            self._changes.pop(_what(entry), None)
+
+    async def _play(self, entry: TimelineEntry) -> None:
+        await asyncio.sleep(entry.after_seconds)
+        await self.change(entry.model_copy(update={"for_seconds": None}))
+        if entry.for_seconds is not None:
+            self._changes[_what(entry)] = entry
+            await self._undo(entry, entry.for_seconds)
+
+    async def _undo(self, entry: TimelineEntry, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self._changes.get(_what(entry)) is not entry:
             return
-        await asyncio.sleep(entry.for_seconds)
+        del self._changes[_what(entry)]
         if entry.dns is not None:
             self.resume_dns(entry.domain)
         if entry.set:
             await self.set_behaviour(entry.domain, "normal", entry.sources)
+
+
+def _what(entry: TimelineEntry) -> tuple[str, bool, tuple[str, ...]]:
+    """What a change is of: a later one of the same takes its place."""
+    return entry.domain, entry.dns is not None, entry.sources

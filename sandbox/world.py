@@ -9,9 +9,11 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from sandbox.behaviour import Behaviour, Catalogue, Greylist, Phase, Step
-from sandbox.scenario import DnsMode, DomainPlan, HostPlan, Limits, Scenario
+from sandbox.behaviour import Behaviour, Catalogue, Greylist, Later, Phase, Step
+from sandbox.limits import Accounts, Limits
+from sandbox.scenario import DnsMode, DomainPlan, HostPlan, Scenario
 
 
 @dataclass(slots=True)
@@ -22,6 +24,7 @@ class Domain:
     planned: Behaviour
     behaviour: Behaviour
     by_source: dict[str, Behaviour] = field(default_factory=dict)
+    moods: dict[str, str] = field(default_factory=dict)  # source, "" = all others → the behaviour's name
     turns: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -32,12 +35,32 @@ class Domain:
         """How it treats this source address now."""
         return self.by_source.get(source, self.behaviour) if self.by_source else self.behaviour
 
+    def treat(self, source: str, behaviour: Behaviour, name: str) -> None:
+        """So from now on, a source or ("") all others."""
+        self.moods[source] = name
+        if source:
+            self.by_source[source] = behaviour
+        else:
+            self.behaviour = behaviour
+
+    def forget(self, source: str) -> None:
+        """The source is one like all others."""
+        self.moods.pop(source, None)
+        self.by_source.pop(source, None)
+
     def due(self, phase: Phase, step: Step) -> bool:
         """Whether a step with ``every`` falls due this time; each call counts."""
-        if step.every == 1:
+        if step.always:
             return True
         self.turns[phase] += 1
-        return self.turns[phase] % step.every == 0
+        return step.due(self.turns[phase])
+
+    def returns(self, later: Later | None) -> bool:
+        """Whether mail goes back for this message; each call counts."""
+        if later is None:
+            return False
+        self.turns["later"] += 1
+        return self.turns["later"] % later.every == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +98,14 @@ class World:
         self.scenario = scenario
         self.catalogue = Catalogue(scenario.behaviours)
         self.greylist = Greylist()
+        self.accounts = Accounts()
         self.domains: dict[str, Domain] = {}
         self.hosts: dict[str, Host] = {}
         self.dns_modes: dict[str, DnsMode] = {}
         self._sites: dict[str, Site] = {}
         self._addresses = _addresses(first_address, {host.address for host in scenario.hosts if host.address})
+        self._planned_hosts = {host.name: host for host in scenario.hosts}
+        self.host_aliases = {host.name: host.alias for host in scenario.hosts if host.alias}
         if scenario.dns.mode != "normal":
             self.dns_modes[""] = scenario.dns.mode
         for plan in scenario.domains:
@@ -90,12 +116,21 @@ class World:
     def _settle(self, plan: DomainPlan) -> None:
         behaviour = self.catalogue.get(plan.behaviour)
         domain = self.domains[plan.name] = Domain(plan, behaviour, behaviour)
+        domain.by_source.update(self._planned_by_source(plan))
+        domain.moods = {"": plan.behaviour, **plan.sources}
         if plan.dns != "normal":
             self.dns_modes[plan.name] = plan.dns
-        planned = {host.name: host for host in self.scenario.hosts}
-        for name in mail_hosts(plan):
+        planned = self._planned_hosts
+        for name in self._mail_hosts(plan):
             if name not in self.hosts:
                 self.hosts[name] = self._host(planned.get(name) or HostPlan(name=name), domain)
+
+    def _mail_hosts(self, plan: DomainPlan) -> list[str]:
+        """The hosts behind a domain's MX records, aliases of hosts followed."""
+        return [self.host_aliases.get(name, name) for name in mail_hosts(plan)]
+
+    def _planned_by_source(self, plan: DomainPlan) -> dict[str, Behaviour]:
+        return {source: self.catalogue.get(name) for source, name in plan.sources.items()}
 
     def _host(self, plan: HostPlan, owner: Domain) -> Host:
         address = next(self._addresses) if plan.address is None else plan.address
@@ -111,7 +146,7 @@ class World:
             if plan.alias not in self.domains:
                 raise ValueError(f"{plan.name}: no domain {plan.alias!r} to be an alias of")
             target = self.domains[plan.alias].plan
-        for name in mail_hosts(target):
+        for name in self._mail_hosts(target):
             self.hosts[name].serves[plan.name] = self.domains[plan.name]
 
     def hosts_of(self, name: str) -> list[Host]:
@@ -122,18 +157,45 @@ class World:
             return [self.hosts[name]]
         raise ValueError(f"no domain or host {name!r} in the sandbox")
 
-    def behave(self, name: str, behaviour: str, sources: tuple[str, ...] = ()) -> None:
-        """Change how a domain treats everybody, or only some sources; ``normal`` = as planned."""
+    def behave(self, name: str, behaviour: str, sources: tuple[str, ...] = (), share: float = 1.0) -> None:
+        """Change how a domain treats everybody, or only some sources, ``share`` of the time; ``normal`` = as planned."""
         if name not in self.domains:
             raise ValueError(f"no domain {name!r} in the sandbox")
         domain = self.domains[name]
-        chosen = domain.planned if behaviour == "normal" else self.catalogue.get(behaviour)
-        if sources:
-            domain.by_source.update(dict.fromkeys(sources, chosen))
-            return
-        domain.behaviour = chosen
-        if behaviour == "normal":
-            domain.by_source.clear()
+        planned = self._planned_by_source(domain.plan)
+        if behaviour == "normal" and sources:
+            for source in sources:
+                domain.forget(source)
+                if source in planned:
+                    domain.treat(source, planned[source], domain.plan.sources[source])
+        elif behaviour == "normal":
+            domain.behaviour, domain.by_source = domain.planned, planned
+            domain.moods = {"": domain.plan.behaviour, **domain.plan.sources}
+        else:
+            chosen = self.catalogue.get(behaviour)
+            chosen = chosen if share == 1.0 else chosen.sharing(share)
+            for source in sources or ("",):
+                domain.treat(source, chosen, behaviour if share == 1.0 else f"{behaviour} {share:.0%}")
+
+    def moods(self) -> dict[str, dict[str, str]]:
+        """Domains that do not simply take everything: source ("" = all others) → behaviour."""
+        return {name: dict(one.moods) for name, one in self.domains.items() if set(one.moods.values()) != {"accept"}}
+
+    def standing(self, now: float) -> list[dict[str, Any]]:
+        """Of each source that a site counts: what it sent, and what is left of its limits."""
+        limits = {site.name: site.limits for site in self._sites.values()}
+        return [
+            {
+                "site": site,
+                "source": source,
+                "today": account.day.at(now, limits[site].day_seconds),
+                "days": account.days,
+                "asked": account.asked,
+                "unknown": account.unknown,
+                "factor": round(account.factor(limits[site]), 3),
+            }
+            for site, source, account in self.accounts
+        ]
 
     def providers(self) -> dict[str, str]:
         """Provider name → suffix of its mail hosts' names, as providers.toml wants it; all others are default."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.ledger import Receipts
+from sandbox.receipts import Receipts
 from sandbox.server import Sandbox
 from sandbox.slots import Slot, Slots, peer_has_closed
 from tests.test_sandbox_mx import EOF, dialogue, with_sandbox

@@ -17,7 +17,7 @@ import pytest
 
 from config.providers import Providers
 from sandbox.control import tell
-from sandbox.ledger import Receipts
+from sandbox.receipts import Receipts
 from sandbox.scenario import ScenarioError, load
 from sandbox.server import Sandbox
 from sandbox.world import World
