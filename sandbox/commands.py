@@ -21,17 +21,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Protocol, get_args
 
 from sandbox import mailbox, shapes
+from sandbox.assessor import Assessor
+from sandbox.ledger import Ledger
 from sandbox.mailbox import NoSuchMail, Wanted
 from sandbox.maildir import Store
+from sandbox.mailer import Mailer
 from sandbox.scenario import DnsMode, TimelineEntry
 from sandbox.shapes import About
 from sandbox.spf import LookupFailed
-
-if TYPE_CHECKING:
-    from sandbox.server import Sandbox
+from sandbox.world import World
+from sandbox.zones import Zones
 
 MOST_LISTED = 10_000
 _MAX_WAIT = 3600.0
@@ -40,10 +42,24 @@ Answer = dict[str, Any]
 Command = Callable[[Answer], Awaitable[Answer]]
 
 
+class Steered(Protocol):
+    """What the commands act on: a sandbox."""
+
+    ledger: Ledger
+    world: World
+    zones: Zones
+    store: Store | None
+    assessor: Assessor
+    mailer: Mailer
+
+    def endpoints(self) -> Answer: ...
+    async def change(self, entry: TimelineEntry) -> None: ...
+
+
 class Commands:
     """Of one sandbox."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Steered) -> None:
         self._sandbox = sandbox
         self.table: Mapping[str, Command] = {
             "report": self._report,

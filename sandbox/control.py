@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
-from sandbox.commands import Answer, Commands
-
-if TYPE_CHECKING:
-    from sandbox.server import Sandbox
+from sandbox.commands import Answer, Commands, Steered
 
 _MAX_LINE = 65536
 
@@ -24,7 +21,7 @@ _MAX_LINE = 65536
 class ControlSocket:
     """The listening side."""
 
-    def __init__(self, sandbox: Sandbox, path: Path) -> None:
+    def __init__(self, sandbox: Steered, path: Path) -> None:
         self.path = path
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
