@@ -14,6 +14,7 @@ from mailqueue.content import Encoder
 from mailqueue.errors import QueueDown
 from mailqueue.message import Envelope, Message, State, new_id
 from mailqueue.reaper import Notice, Reaper
+from mailqueue.withdrawal import Record
 from mailqueue.writer import Put, prepare
 from signing.dkim import Signer
 
@@ -35,6 +36,25 @@ def record_of(envelope: Envelope, index: int, state: State, action: str, now: in
         retry_until=envelope.expires_at if action == "delayed" else 0,
         orcpt=envelope.orcpt[index] if envelope.orcpt else "",
     ).to_json()
+
+
+def failed_by_hand(reason: str) -> Record:
+    """What a DSN will say of recipients that an operator gives up."""
+
+    def record(envelope: Envelope, index: int, state: State, action: str, now: int) -> bytes:
+        if not mails_dsn(envelope, index, action):
+            return b""
+        return DsnRecord(
+            recipient=envelope.recipients[index],
+            action=action,
+            status="5.3.0",  # RFC 3463 §3.4: the mail system, not the address
+            diagnostic_code=f"x-tambo; given up by the operator: {reason}",
+            last_attempt_at=state.at or now,
+            arrived_at=envelope.received_at,
+            orcpt=envelope.orcpt[index] if envelope.orcpt else "",
+        ).to_json()
+
+    return record
 
 
 async def notify(reaper: Reaper, settings: Settings, signer: Signer | None = None) -> int:

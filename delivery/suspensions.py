@@ -43,7 +43,7 @@ class Suspensions:
             log.warning("route suspended", route=name, seconds=round((away.until_ms - now) / 1000), why=why)
             event = Event("suspended", now, destination=name, provider=name, reason=why, next_at=away.until_ms)
             await self._defer_one(worker, ticket, away, name)  # before the stop, after which nothing can be claimed
-        await worker.stop_sending(name, away.until_ms, why, event)
+        await worker.stop_sending(name, away.until_ms, f"relay: {why}", event)
         if event is None:
             worker.give_back(ticket)
         if self._absences.forgotten((name, name)):  # a reload came between

@@ -101,6 +101,12 @@ def header(value: bytes) -> tuple[int, bytes]:
     return value[1], bytes(value[2:10])
 
 
+def envelope_end(value: bytes) -> int:
+    """Where the envelope ends, so how much of a stored message a reader of envelopes needs."""
+    header(value)
+    return _HEADER.size + int(_HEADER.unpack_from(value)[4])
+
+
 def unpack_envelope(message_id: str, value: bytes) -> Envelope:
     """The envelope alone, without touching the content. ValueError when it is damaged."""
     header(value)

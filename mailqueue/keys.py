@@ -18,7 +18,8 @@ dest, sus              hash      destination → provider group; → "<suspended
 stop                   hash      flow:, account:, campaign:, provider:, source:, route: → "<until or 0> <reason>"
 w, dead, w:<epoch>     zset,hash workers by lease expiry; buried ones; a worker's items with claim stamp
 workers                hash      epoch → worker's name
-hold, poison           hash      held items with their place; claims that ended without a settle
+hold, poison           hash      held items: class letter, flow, destination, since (ms), who ("" = the relay), why, in
+                                 lines; claims that ended without a settle
 b:<id>, bd             list,zset records for DSNs; message ids by the time their DSN is due
 d:<dict>, dr           str,hash  dictionaries; messages that refer to them
 i:<marker>             string    idempotency marker of account, key, reverse-path, recipient

@@ -20,6 +20,13 @@ def new_id() -> str:
     return base64.b32hexencode((number << 4).to_bytes(13, "big")).decode("ascii").lower()[:20]
 
 
+def born(message_id: str) -> int:
+    """When :func:`new_id` made it, Unix ms; ValueError for what it did not make."""
+    if len(message_id) != 20 or not message_id.isascii():
+        raise ValueError(f"{message_id!r} is no message id")
+    return int.from_bytes(base64.b32hexdecode(message_id.upper() + "===="), "big") >> 48
+
+
 def domain_of(address: str) -> str:
     """Recipient domain in lower-case A-labels, the unit of a destination; "" when there is none."""
     domain = address.rpartition("@")[2].lower().rstrip(".") if "@" in address else ""

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import structlog
 
-from mailqueue.content import Decoder
-from mailqueue.message import Message
+from mailqueue.content import Decoder, envelope_end, unpack_envelope
+from mailqueue.message import Envelope, Message
 from mailqueue.scripts import Shard
 
+ENVELOPE_BYTES = 2048  # of a stored message that are read at first: most envelopes are shorter
 CACHE_BYTES = 64 * 1024 * 1024
 
 log = structlog.get_logger("queue")
+
+
+async def envelopes(shard: Shard, ids: Sequence[str]) -> dict[str, Envelope]:
+    """Of those that are there and can be read; their content is left where it is. Raises QueueDown."""
+    wanted = list(dict.fromkeys(ids))
+    asked = [("GETRANGE", f"{shard.prefix}m:{one}", 0, ENVELOPE_BYTES - 1) for one in wanted]
+    values = dict(zip(wanted, await shard.commands(asked), strict=True))
+    longer = [one for one, value in values.items() if len(value) == ENVELOPE_BYTES < envelope_end(value)]
+    asked = [("GETRANGE", f"{shard.prefix}m:{one}", 0, envelope_end(values[one]) - 1) for one in longer]
+    values |= zip(longer, await shard.commands(asked), strict=True)
+    found = {}
+    for message_id, value in values.items():
+        try:
+            if value:
+                found[message_id] = unpack_envelope(message_id, value)
+        except ValueError as error:
+            log.error("message damaged", id=message_id, why=str(error))
+    return found
 
 
 class Reader:

@@ -17,19 +17,17 @@ from mailqueue import content, keys
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event, about
 from mailqueue.logline import say
-from mailqueue.message import Envelope, Message, QueueItem, State, domain_of
+from mailqueue.message import Envelope, Message, QueueItem, State
 from mailqueue.quota import USE_DAYS, Charge
 from mailqueue.reading import Reader
 from mailqueue.scripts import Argument, Shard
 from mailqueue.trimming import trim
+from mailqueue.withdrawal import Record, Withdrawal, arguments
 from mailqueue.worker import Settlement, damaged, settle_arguments, unpack_state
 from mailqueue.writer import Put
 
 LOOK_AGAIN_MS = 60_000
 log = structlog.get_logger("queue")
-
-Record = Callable[[Envelope, int, State, str, int], bytes]
-"""(envelope, index, state, action "failed"|"delayed", now ms) → what a DSN will say, b"" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,21 +152,14 @@ class Reaper:
         only: set[int] | None = None,
         charge: Charge | None = None,
     ) -> int:
-        """close | suppress | delay | hold | release the recipients (``only`` these indexes) that no worker holds; see
-        lua/withdraw.lua. ``charge``: what suppress gives back. Returns how many it applied to."""
+        """close | suppress | delay | hold | release | retry the recipients (``only`` these indexes) that no worker holds;
+        see lua/withdraw.lua. ``charge``: what suppress gives back. Returns how many it applied to."""
         now = int(time.time() * 1000)
         indexes = [i for i in range(len(envelope.recipients)) if only is None or i in only]
-        states = await self._states(envelope.id, indexes) if action or kind else {}
-        words: list[Argument] = [verb, look_at or "", envelope.id]
-        told: list[Event | None] = []
-        words += [keys.flow_name(envelope), str(charge or ""), len(indexes)]
-        for index in indexes:
-            state = states.get(index, State())
-            item = QueueItem(Message(envelope, b""), index, "", domain_of(envelope.recipients[index]), state)
-            event = event_of(item, kind, now, reason=reason) if kind else None
-            told.append(event)
-            record = self._record(envelope, index, state, action, now) if action else b""
-            words += [item.key, item.destination, event.to_json() if event else b"", record]
+        states = await self._states(envelope.id, indexes)
+        status = "4.4.7" if kind == "expired" else ""
+        withdrawal = Withdrawal(verb, kind, reason, action, status)
+        words, told = arguments(withdrawal, envelope, states, now, self._record, look_at=look_at, charge=charge)
         applied = [int(entry) for entry in await self._shard.run("withdraw", words)]
         for entry in applied:
             if (event := told[entry]) is not None:
@@ -250,8 +241,6 @@ def event_of(item: QueueItem, kind: str, now: int, *, reason: str = "", phase: s
         item,
         kind,
         now,
-        action="failed" if kind == "expired" else "",
-        status="4.4.7" if kind == "expired" else "",
         diagnostic_code=f"smtp; {item.state.reply}" if item.state.reply else "",
         source=item.state.source,
         attempt=item.state.attempts,

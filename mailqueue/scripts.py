@@ -133,6 +133,27 @@ class Slot:
     async def _execute(self, command: str, script: str, arguments: Sequence[Argument]) -> Any:
         return await self.client.execute_command(command, script, 2, self.prefix, self.events, *arguments)  # type: ignore[no-untyped-call]
 
+    async def run_each(self, verb: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
+        """A verb several times in one round trip; each call is a step of its own. Raises as :meth:`run`: then an unknown
+        number of them was carried out."""
+        if not calls:
+            return []
+        first = await self.run(verb, calls[0])  # the server knows the script from now on
+        rest = [("EVALSHA", self._sha[verb], 2, self.prefix, self.events, *words) for words in calls[1:]]
+        return [first, *await self.commands(rest)]
+
+    async def commands(self, batch: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Commands in one round trip, each answered. Raises what the first of them that failed says, or QueueDown."""
+        if not batch:
+            return []
+        async with self.client.pipeline(transaction=False) as pipe:
+            for words in batch:
+                pipe.execute_command(*words)
+            try:
+                return list(await pipe.execute())
+            except FOREIGN as error:
+                raise translated(error) from error
+
     async def command(self, *words: Argument) -> Any:
         try:
             return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from relayctl import account, auth, config, dkim, events, inbound, intake, queue, quota, systemd
+from relayctl import (
+    account,
+    auth,
+    config,
+    dkim,
+    events,
+    inbound,
+    intake,
+    queue,
+    queue_list,
+    queue_verbs,
+    quota,
+    systemd,
+)
 from relayctl.reload import reload
 from relayctl.up import up
 
@@ -26,6 +39,8 @@ app.add_typer(events.app, name="events", help="What became of the mail.")
 app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
 app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
 app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
+queue_list.mount(queue.app)
+queue_verbs.mount(queue.app)
 app.command()(up)
 
 if __name__ == "__main__":

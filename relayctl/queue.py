@@ -1,4 +1,4 @@
-"""``relayctl queue summary | show | hold | release | suspend | resume``."""
+"""``relayctl queue summary | show | suspend | resume``, and what all verbs of the queue share; the others stand beside."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import ipaddress
 import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import orjson
@@ -22,12 +21,11 @@ from config.load import Loaded
 from config.schema import nearest
 from mailqueue import inspect
 from mailqueue.errors import QueueDown, QueueRefused, ServerAnswer
-from mailqueue.message import Envelope, State
+from mailqueue.message import Envelope
 from mailqueue.queue import Queue
-from mailqueue.reaper import Reaper
 from mailqueue.scripts import Shard
 from relayctl import sheets
-from relayctl.audit import audited, record
+from relayctl.audit import audited
 from relayctl.config import PathOption, load_or_exit
 
 app = typer.Typer(no_args_is_help=True)
@@ -45,7 +43,6 @@ KINDS = {
 _DOMAIN = re.compile(r"[^\s@:/]{1,253}|\[[0-9A-Za-z.:]+\]")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
-Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Message ids, as in `250 queued as`.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help=" · ".join(KINDS.values()))]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the events.")]
 
@@ -104,18 +101,6 @@ def show(
             sheets.message(_console(), envelope, items)
 
     on_queue(load_or_exit(config), work)
-
-
-@app.command()
-def hold(ids: Ids, reason: Reason, config: PathOption = None) -> None:
-    """Take messages out of delivery and keep them; what a worker has in its hands goes on."""
-    _withdraw(config, ids, "hold", "held", reason)
-
-
-@app.command()
-def release(ids: Ids, reason: Reason, config: PathOption = None) -> None:
-    """Put held messages back, due at once."""
-    _withdraw(config, ids, "release", "released", reason)
 
 
 @app.command()
@@ -207,33 +192,6 @@ async def _find(queue: Queue, message_id: str) -> tuple[Shard, Envelope] | None:
     if found is None:
         typer.echo(f"{message_id}: not in the queue; the events say what became of it", err=True)
     return found
-
-
-def _withdraw(config: PathOption, ids: Sequence[str], verb: str, kind: str, reason: str) -> None:
-    """Each message by itself; exit 1 when one of them had no recipient to do it to."""
-    reason = said(reason)
-
-    async def work(queue: Queue) -> None:
-        idle = 0
-        for message_id in ids:
-            found = await _find(queue, message_id)
-            count = 0
-            if found is not None:
-                places = Counter(item.place for item in await inspect.items(*found))
-                total = len(found[1].recipients)
-                await record(queue, audited(f"queue {verb}", f"message:{message_id}", reason, places, count=total))
-                count = await Reaper(found[0], _no_record).withdraw(found[1], verb, kind, reason)
-                typer.echo(f"{message_id}: {kind} {count} of {len(found[1].recipients)} recipients")
-            idle += count == 0
-        if idle:
-            raise typer.Exit(1)
-
-    on_queue(load_or_exit(config), work)
-
-
-def _no_record(_envelope: Envelope, _index: int, _state: State, _action: str, _now: int) -> bytes:
-    """Nobody gets a DSN because an operator holds mail."""
-    return b""
 
 
 def _plain(facts: Any) -> dict[str, Any]:

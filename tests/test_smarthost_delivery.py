@@ -214,7 +214,7 @@ def test_nothing_bounces_while_the_smarthost_will_not_have_us(
         assert {one.phase for one in deferred} <= {phase, "mail"}
         assert {one.status[0] for one in deferred} == {"4"}
         facts = await inspect.summary(it.queue.shards)
-        assert {key: value.partition(" ")[2] for key, value in facts.stops.items()} == {"route:formal": why}
+        assert {key: value.partition(" ")[2] for key, value in facts.stops.items()} == {"route:formal": f"relay: {why}"}
         for verb in script:
             server.script[verb] = {**KNOWN, "MAIL": "250 ok", "greeting": "220 mx.test"}[verb]
         keys = BY_RECIPIENT if way == "recipient" else BY_ACCOUNT

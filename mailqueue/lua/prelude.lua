@@ -402,6 +402,12 @@ local function put_from(at, marker_ms)
   return verdict, at + 10 + total * 2
 end
 
+-- Into hold, with since when; note = "<who>\n<why>".
+local function hold(item, class, flow, destination, note)
+  local words = { class, flow, destination, string.format('%.0f', now), note }
+  call('HSET', P .. 'hold', item, table.concat(words, '\n'))
+end
+
 -- Takes an item out of the queue or out of hold. Returns true if it lay there (an item in flight does not).
 local function take_out(class, flow, destination, item)
   if call('ZREM', queue_key(flow, destination), item) == 1 then

@@ -62,7 +62,7 @@ for entry = 0, total - 1 do
       again(class, flow, destination, due, item)
     elseif kind == 'h' then
       if state ~= '' then call('SET', P .. 's:' .. item, state) end
-      call('HSET', P .. 'hold', item, class .. '\n' .. flow .. '\n' .. destination)
+      hold(item, class, flow, destination, '\n' .. (event ~= '' and cjson.decode(event).reason or ''))
       call('HDEL', P .. 'poison', item)
       letter = 'h'
     end

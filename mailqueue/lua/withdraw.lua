@@ -1,8 +1,9 @@
--- withdraw: ends, marks as delayed, holds, or releases items that are not in a worker's hands.
+-- withdraw: ends, marks as delayed, holds, releases or makes due items that are not in a worker's hands.
 -- KEYS: prefix, events. ARGV: verb, next look ms or "", message id, flow name, charge or "", n,
 -- n × (item, destination, event, record).
---   verb close = out of queue or hold, event, DSN record · suppress = close, and back to the quota that paid · delay = event and record only, where the item is still
---   open (in a worker's hands, too) · hold = out of the queue into hold · release = out of hold, due now
+--   verb close = out of queue or hold, event, DSN record · suppress = close, and back to the quota that paid · delay =
+--   event and record only, where the item is still open (in a worker's hands, too) · hold = out of the queue into hold,
+--   record = "<who>\n<why>" · release = out of hold, due now · retry = due now, where it was due later
 -- Returns the entries it applied to, by their place from 0. Next look: the message's place in the expiry index afterwards.
 local verb, next_look_at, id, name, charge = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local function in_flight(item)
@@ -33,9 +34,13 @@ for entry = 0, tonumber(ARGV[6]) - 1 do
     if applied then note(id, record, now) end
   elseif verb == 'hold' then
     applied = call('ZSCORE', queue_key(flow, destination), item) and take_out(class, flow, destination, item)
-    if applied then call('HSET', P .. 'hold', item, class .. '\n' .. flow .. '\n' .. destination) end
+    if applied then hold(item, class, flow, destination, record) end
   elseif verb == 'release' then
     applied = call('HDEL', P .. 'hold', item) == 1
+    if applied then enqueue(class, flow, destination, { now, item }) end
+  elseif verb == 'retry' then
+    local due = call('ZSCORE', queue_key(flow, destination), item)
+    applied = due and tonumber(due) > now and take_out(class, flow, destination, item)
     if applied then enqueue(class, flow, destination, { now, item }) end
   end
   if applied then
