@@ -113,7 +113,7 @@ def test_one_selector_and_what_it_is_done_to(shared_redis: Any, relayctl: Relayc
     messages = [message(f"{n}@x.test", f"{n}@y.test", account="one", campaign="enero") for n in range(30)]
     put(shared_redis.url, *messages, message("a@x.test", account="two", class_="transactional"))
     rehearsed = relayctl("queue", "hold", "--campaign", "one/enero", "--reason", "x", "--dry-run")
-    assert "would be held: 60 recipients" in rehearsed.stdout and "29@x.test" not in rehearsed.stdout
+    assert "would be held: 60 recipients" in rehearsed.stdout and rehearsed.stdout.count("@") == 10, "a sample"
     assert stream(relayctl, "held", "audit") == [], "a rehearsal leaves no trace"
     held = orjson.loads(
         relayctl("queue", "hold", "--account", "one", "--destination", "x.test", "--reason", "wrong", "--json").stdout
