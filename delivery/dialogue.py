@@ -15,10 +15,11 @@ With PIPELINING, MAIL, all RCPTs and DATA are one write; without it each follows
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from delivery.extensions import Extensions, extensions_of, mail_command, rcpt_command, unfit, unsendable
-from delivery.reply import Phase, ProtocolFault, Reply, ReplyParser
+from delivery.reply import Ear, Phase, ProtocolFault, Reply, ReplyParser
 from delivery.transaction import Exchange, RecipientResult, Transaction, TransactionResult, refuse_all
 
 __all__ = ["Dialogue", "Phase", "RecipientResult", "Reply", "Transaction", "TransactionResult"]
@@ -80,6 +81,7 @@ class Dialogue:
         self.extensions: Extensions = {}
         self.closing = False
         self.answered = 0  # replies read
+        self.ear: Ear | None = None
         self._parser = ReplyParser()
         self._awaited: deque[tuple[Phase, int]] = deque([(Phase.GREETING, _SESSION)])
         self._heard: tuple[Phase, int] | None = None  # whose reply is being looked at
@@ -138,6 +140,7 @@ class Dialogue:
         if not self.pipelining:
             if not commands:
                 return [Send(self._say(Phase.MAIL, mail_command(self.extensions, transaction)))]
+            self._overhear(commands)
             return [Send(commands[0].encode("ascii"))]
         commands.append(mail_command(self.extensions, transaction))
         self._awaited.append((Phase.MAIL, _SESSION))
@@ -146,6 +149,7 @@ class Dialogue:
             self._awaited.append((Phase.RCPT, index))
         commands.append("DATA\r\n")
         self._awaited.append((Phase.DATA, _SESSION))
+        self._overhear(commands)
         return [Send("".join(commands).encode("utf-8"))]
 
     def content(self) -> bytes:
@@ -153,6 +157,8 @@ class Dialogue:
         if self._exchange is None or not self._content_open:
             raise RuntimeError("no content is wanted")
         content = self._exchange.transaction.content
+        if self.ear is not None:
+            self.ear("C", Phase.CONTENT, f"({len(content)} octets of content)")
         stuffed = content.replace(b"\r\n.", b"\r\n..")
         if content.startswith(b"."):
             stuffed = b"." + stuffed
@@ -195,6 +201,8 @@ class Dialogue:
         return events
 
     def _hear(self, reply: Reply, events: list[Event]) -> None:
+        if self.ear is not None:
+            self.ear("S", self.phase, reply.spelled)
         if reply.closing:
             self.closing = True
         if not self._awaited:
@@ -291,7 +299,16 @@ class Dialogue:
 
     def _say(self, phase: Phase, command: str, index: int = _SESSION) -> bytes:
         self._awaited.append((phase, index))
+        if self.ear is not None:
+            self.ear("C", phase, command)
         return command.encode("utf-8")
+
+    def _overhear(self, commands: Sequence[str]) -> None:
+        """Commands whose replies are the last that are awaited."""
+        if self.ear is not None:
+            phases = list(self._awaited)[-len(commands) :]
+            for (phase, _), command in zip(phases, commands, strict=True):
+                self.ear("C", phase, command)
 
     def _give_up(self, reply: Reply, phase: Phase, events: list[Event]) -> None:
         """``reply`` speaks for everybody who has none, and nothing can follow on this connection."""

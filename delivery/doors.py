@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,12 +13,15 @@ from config.replies import Rules
 from config.settings import TimeoutSettings
 from delivery.connect import SessionFailed
 from delivery.outcome import Outcome, Via, at_site, login_failed, lost, not_connected, replied, timed_out, tls_failed
+from delivery.overhear import Overheard
 from delivery.pool import Source
+from delivery.reply import Ear, Phase
 from delivery.router import Host
 from delivery.session import Session
 from delivery.smarthost import Smarthost, SmarthostSession
 from delivery.tls import BrokenTls, TlsMode, opportunistic_context
 from delivery.wire import deadlines
+from mailqueue.traces import Tap
 
 AnySession = Session | SmarthostSession
 OnLost = Callable[[AnySession, str], None]
@@ -47,6 +50,7 @@ class Doors:
     broken_tls: BrokenTls = field(default_factory=BrokenTls)
     context: ssl.SSLContext = field(default_factory=opportunistic_context)
     shut: dict[str, float] = field(default_factory=dict)
+    tap: Tap = field(default_factory=Tap)
 
     async def open(
         self,
@@ -55,19 +59,24 @@ class Doors:
         tls: TlsMode,
         on_lost: OnLost,
         smarthost: Smarthost | None = None,
+        waiting: Callable[[], Collection[str]] = tuple,
     ) -> AnySession:
-        """Raises NoSession when nobody lets us in. ``smarthost``: whose addresses the hosts are; then ``tls`` is its."""
+        """Raises NoSession when nobody lets us in. ``smarthost``: whose addresses the hosts are; then ``tls`` is its.
+        ``waiting``: the domains whose mail the session is for, where somebody listens."""
         failed: NoSession | None = None
         for host, address in self._order(hosts, source):
+            ear = Overheard(self.tap, f"{host}[{address}]", source.address, waiting()) if self.tap.on else None
             try:
                 session: AnySession
                 if smarthost is not None:
-                    session = await self._open_smarthost(smarthost, address, source, on_lost)
+                    session = await self._open_smarthost(smarthost, address, source, on_lost, ear)
                 else:
-                    session = await self._open_one(host, address, source, tls, on_lost)
+                    session = await self._open_one(host, address, source, tls, on_lost, ear)
                 self.shut.pop(host, None)
                 return session
             except NoSession as refusal:
+                if ear is not None:
+                    ear("*", Phase.CONNECT, f"no session: {refusal.outcome.diagnostic}")
                 if refusal.blame != "site":
                     raise
                 failed = refusal
@@ -98,7 +107,7 @@ class Doors:
         self.shut[host] = now + SHUN_SECONDS
 
     async def _open_smarthost(
-        self, smarthost: Smarthost, address: str, source: Source, on_lost: OnLost
+        self, smarthost: Smarthost, address: str, source: Source, on_lost: OnLost, ear: Ear | None
     ) -> SmarthostSession:
         try:
             return await SmarthostSession.open(
@@ -108,25 +117,32 @@ class Doors:
                 hostname=source.hostname,
                 timeouts=self.timeouts,
                 on_lost=on_lost,
+                ear=ear,
             )
         except SessionFailed as failed:
             raise self._refusal(failed, smarthost.settings.host, address, source) from failed
 
-    async def _open_one(self, host: str, address: str, source: Source, tls: TlsMode, on_lost: OnLost) -> Session:
+    async def _open_one(
+        self, host: str, address: str, source: Source, tls: TlsMode, on_lost: OnLost, ear: Ear | None
+    ) -> Session:
         clock = asyncio.get_running_loop().time
         mode = self.broken_tls.mode(host, tls, clock())
         try:
-            return await self._session(host, address, source, mode, on_lost)
+            return await self._session(host, address, source, mode, on_lost, ear)
         except SessionFailed as failed:
             if failed.kind != "tls" or mode is not TlsMode.OPPORTUNISTIC:
                 raise self._refusal(failed, host, address, source) from failed
+            if ear is not None:
+                ear("*", failed.phase, f"{failed.text}; again without TLS")
         self.broken_tls.remember(host, clock())
         try:
-            return await self._session(host, address, source, TlsMode.NONE, on_lost)
+            return await self._session(host, address, source, TlsMode.NONE, on_lost, ear)
         except SessionFailed as failed:
             raise self._refusal(failed, host, address, source) from failed
 
-    async def _session(self, host: str, address: str, source: Source, mode: TlsMode, on_lost: OnLost) -> Session:
+    async def _session(
+        self, host: str, address: str, source: Source, mode: TlsMode, on_lost: OnLost, ear: Ear | None
+    ) -> Session:
         return await Session.open(
             host,
             address,
@@ -137,6 +153,7 @@ class Doors:
             tls=mode,
             context=self.context if mode is not TlsMode.NONE else None,
             on_lost=on_lost,
+            ear=ear,
         )
 
     def _refusal(self, failed: SessionFailed, host: str, address: str, source: Source) -> NoSession:

@@ -76,7 +76,7 @@ class Ground(Protocol):
 
 class Lines:
     """``start`` runs a task in the site's name, ``changed`` wakes it; ``failed`` hears that nobody lets us in, ``halted``
-    that an operator has stopped every source that could."""
+    that an operator has stopped every source that could; ``waiting`` gives the domains that wait here."""
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class Lines:
         changed: Callable[[], None],
         failed: Callable[[Outcome], Awaitable[None]],
         halted: Callable[[], None],
+        waiting: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.rule, self.sources = rule, sources
         self.opening = 0
@@ -96,6 +97,7 @@ class Lines:
         self._name = name
         self._ground = ground
         self._start, self._changed, self._failed, self._halted = start, changed, failed, halted
+        self._waiting = waiting
         self._open: list[Line] = []
         self._served: dict[str, float] = {}  # transactions by source
         self._resting: dict[str, float] = {}  # source → until
@@ -224,7 +226,9 @@ class Lines:
         mode = TlsMode(self.rule.for_source(source.address).tls)
         metrics = self._ground.metrics
         try:
-            session = await self._ground.doors.open(route.hosts, source, mode, self._lost, route.smarthost)
+            session = await self._ground.doors.open(
+                route.hosts, source, mode, self._lost, route.smarthost, self._waiting
+            )
             line = Line(session, lease, source, now())
             self._open.append(line)
             if renewals != self._renewals:

@@ -30,6 +30,7 @@ from mailqueue import scripts
 from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.processes import presence
 from mailqueue.queue import Queue
+from mailqueue.traces import tapped
 
 REFUSALS = (QueueDown, QueueRefused)
 
@@ -107,6 +108,7 @@ async def serve(start: Start) -> None:
             store,
             start.service(registry, reloader, ready) as service,
             presence(queue.shards[0], start, reloader, service),
+            tapped(queue.shards[0], doors.tap, "delivery"),
         ):
             work = asyncio.create_task(engine.run())
             stop = asyncio.create_task(service.stop.wait())

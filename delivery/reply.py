@@ -7,6 +7,7 @@ would let a peer fill our memory or lead us out of step: then :class:`ProtocolFa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,6 +33,9 @@ class Phase(StrEnum):
     CONTENT = "content"  # after 354, before the final dot
     END_OF_DATA = "end-of-data"  # the final dot is (maybe partly) written
     QUIT = "quit"
+
+
+Ear = Callable[[str, Phase, str], None]  # who overhears a session: "C" us, "S" the peer, "*" a remark; phase; text
 
 
 class ProtocolFault(Exception):
@@ -71,6 +75,12 @@ class Reply:
     def closing(self) -> bool:
         """421: the peer closes the channel, whatever the command was (RFC 5321 §3.8)."""
         return self.code == 421
+
+    @property
+    def spelled(self) -> str:
+        """Its lines as they came, code and all."""
+        last = len(self.lines) - 1
+        return "\n".join(f"{self.code}{' ' if at == last else '-'}{line}" for at, line in enumerate(self.lines))
 
     def __str__(self) -> str:
         return " ".join(part for part in (str(self.code), self.status, self.text) if part)

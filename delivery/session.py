@@ -15,7 +15,7 @@ from typing import Literal, cast
 from config.settings import TimeoutSettings
 from delivery.connect import SessionFailed, connect
 from delivery.dialogue import Answer, ContentWanted, Dialogue, Done, Event
-from delivery.reply import Phase, Reply
+from delivery.reply import Ear, Phase, Reply
 from delivery.tls import TlsMode
 from delivery.transaction import Transaction, TransactionResult, lose_all
 from delivery.wire import Gone, Wire, deadlines
@@ -57,8 +57,9 @@ class Session:
         tls: TlsMode = TlsMode.NONE,
         context: ssl.SSLContext | None = None,
         on_lost: OnLost | None = None,
+        ear: Ear | None = None,
     ) -> Session:
-        """Connect, read the greeting, EHLO, STARTTLS. Raises SessionFailed.
+        """Connect, read the greeting, EHLO, STARTTLS. Raises SessionFailed. ``ear`` overhears it, from here on.
 
         Kind "tls" with TlsMode.OPPORTUNISTIC: remember the host and open again with TlsMode.NONE.
         """
@@ -66,6 +67,9 @@ class Session:
             raise ValueError("TLS needs a context")
         connected = await connect(address, port, source, timeouts.connect)
         wire = Wire(Dialogue(hostname), deadlines(timeouts))
+        wire.dialogue.ear = ear
+        if ear is not None:
+            ear("*", Phase.CONNECT, f"connected to {host}[{address}]:{port} from {source or 'any address'}")
         try:
             await wire.loop.create_connection(lambda: wire, sock=connected)
         except BaseException:
@@ -101,6 +105,14 @@ class Session:
     def failure(self) -> str:
         """Why the connection ended, "" while it is up."""
         return self._wire.failure[2] if self._wire.failure else ""
+
+    @property
+    def ear(self) -> Ear | None:
+        return self._dialogue.ear
+
+    @ear.setter
+    def ear(self, ear: Ear | None) -> None:
+        self._dialogue.ear = ear
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
@@ -209,6 +221,8 @@ class Session:
         protocol = cast(ssl.SSLObject, upgraded.get_extra_info("ssl_object")).version()
         cipher = cast(tuple[str, str, int], upgraded.get_extra_info("cipher"))
         self.tls = f"{protocol} {cipher[0]}"
+        if self.ear is not None:
+            self.ear("*", Phase.TLS, self.tls)
 
     async def _ask(self, command: bytes) -> Reply:
         self._wire.write(command)

@@ -22,6 +22,7 @@ from config.providers import ProviderRule
 from delivery.attempt import Judge, Parcel, parcels
 from delivery.lines import Ground, Line, Lines, now
 from delivery.outcome import Outcome, Via, lost
+from delivery.overhear import attend
 from delivery.pool import CHAIN, Source
 from delivery.reply import Phase
 from delivery.router import Route
@@ -81,6 +82,7 @@ class Site:
             changed=self.wake,
             failed=self._fail,
             halted=self._give_up_tickets,
+            waiting=lambda: {held.ticket.destination for held in self.tickets},
         )
         self._floor = floor
         self._wake = asyncio.Event()
@@ -281,6 +283,8 @@ class Site:
     async def _transact(self, line: Line, parcel: Parcel, via: Via) -> Outcome | None:
         """Sends one parcel and settles its items; the outcome that blames our source, if there is one."""
         judge, provider = self._floor.judge, self.rule.name
+        if self._floor.doors.tap.on:
+            attend(line.session, self._floor.doors.tap, parcel.items[0].destination)
         try:
             result = await line.session.send(parcel.transaction())
         except Exception as error:  # ours: nothing is known of what the peer has

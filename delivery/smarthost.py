@@ -18,10 +18,11 @@ from aiosmtplib.protocol import SMTPProtocol
 from pydantic import SecretStr
 
 from config.routes import site_of
+from config.schema import MASK
 from config.settings import RouteSettings, TimeoutSettings
 from delivery.connect import SessionFailed, connect
 from delivery.extensions import Extensions, extensions_of, mail_command, rcpt_command, unfit, unsendable
-from delivery.reply import Phase, Reply
+from delivery.reply import Ear, Phase, Reply
 from delivery.smarthost_client import LOGIN_WANTED, Client, Lost, failure_of, reply_of, spoken
 from delivery.transaction import Exchange, Transaction, TransactionResult, lose_all, refuse_all
 from delivery.wire import deadlines
@@ -62,6 +63,7 @@ class SmarthostSession:
         self._busy = False
         self._dirty = False  # the peer may still hold a transaction
         self._on_lost: OnLost | None = None
+        self.ear: Ear | None = None
         client.on_gone = self._gone
 
     def __repr__(self) -> str:
@@ -78,8 +80,9 @@ class SmarthostSession:
         hostname: str,
         timeouts: TimeoutSettings,
         on_lost: OnLost | None = None,
+        ear: Ear | None = None,
     ) -> SmarthostSession:
-        """Connect, TLS, EHLO, AUTH. Raises SessionFailed; kind "auth": the smarthost does not know us."""
+        """Connect, TLS, EHLO, AUTH. Raises SessionFailed; kind "auth": the smarthost does not know us. ``ear`` overhears."""
         route = smarthost.settings
         connected = await connect(address, route.port, source, timeouts.connect)
         client = Client(
@@ -91,6 +94,8 @@ class SmarthostSession:
             tls_context=smarthost.context,
         )
         session = cls(route.host, address, source, client, timeouts)
+        session.ear = ear
+        session._remark(Phase.CONNECT, f"connected to {route.host}[{address}]:{route.port}")
         try:
             await session._enter(smarthost)
         except BaseException:
@@ -175,6 +180,7 @@ class SmarthostSession:
             if smarthost.settings.tls != "none":
                 shown = self._client.get_transport_info
                 self.tls = f"{shown('ssl_object').version()} {shown('cipher')[0]}"
+                self._remark(Phase.TLS, self.tls)
             if smarthost.settings.user is not None:
                 await self._log_in(smarthost.settings.user, smarthost.password)
         except (SMTPException, OSError, Lost) as error:
@@ -189,6 +195,7 @@ class SmarthostSession:
         self._reply(response.code, response.message)
 
     async def _hello(self) -> None:
+        self._overhear(Phase.EHLO, f"EHLO {self._client.local_hostname}")
         reply = await self._ask(Phase.EHLO, self._client.ehlo(timeout=self._limits[Phase.EHLO]))
         self._extensions = extensions_of(reply)
 
@@ -197,6 +204,7 @@ class SmarthostSession:
         if "STARTTLS" not in self._extensions:
             raise SessionFailed("tls", Phase.EHLO, "STARTTLS is required and not offered")
         self._phase = Phase.TLS
+        self._overhear(Phase.STARTTLS, "STARTTLS")
         await self._client.starttls(
             server_hostname=smarthost.settings.host,
             tls_context=smarthost.context,
@@ -213,6 +221,7 @@ class SmarthostSession:
             raise SessionFailed("auth", Phase.AUTH, f"the smarthost offers none of AUTH {known}")
         verb = getattr(self._client, f"auth_{mechanism.replace('-', '')}")
         secret = password.get_secret_value() if password is not None else ""
+        self._overhear(Phase.AUTH, f"AUTH {mechanism.upper()} {MASK}")
         await self._ask(Phase.AUTH, verb(user, secret, timeout=self._limits[Phase.AUTH]))
 
     # -- a transaction ---------------------------------------------------------------------------------------------
@@ -250,6 +259,7 @@ class SmarthostSession:
         protocol = self._protocol()
         protocol._response_pending = True  # else what comes before the dot would not be heard
         content = stuffed(transaction.content)
+        self._overhear(Phase.CONTENT, f"({len(transaction.content)} octets of content)")
         large = len(content) > BLOCK
         if large:
             view = memoryview(content)
@@ -263,6 +273,7 @@ class SmarthostSession:
                 self._protocol()
                 exchange.dotted = True
                 self._phase = Phase.END_OF_DATA
+                self._overhear(Phase.END_OF_DATA, ".")
                 protocol.write(b".\r\n" if large else content + b".\r\n")
             response = await protocol.read_response(timeout=self._limits[Phase.END_OF_DATA])
         except (SMTPException, OSError) as error:
@@ -298,6 +309,7 @@ class SmarthostSession:
     async def _say(self, phase: Phase, command: str, *, intermediate: bool = False) -> Reply:
         """Raises Lost: no reply, one out of step, or one that says that we are not logged in."""
         self._phase = phase
+        self._overhear(phase, command)
         try:
             response = await self._client.execute_command(
                 command.removesuffix("\r\n").encode("utf-8"), timeout=self._limits[phase]
@@ -322,6 +334,8 @@ class SmarthostSession:
         if not 200 <= code < 600:
             raise Lost(f"no SMTP reply: {code} {message[:80]!r}")
         reply = reply_of(code, message)
+        if self.ear is not None:
+            self.ear("S", self._phase, reply.spelled)
         if reply.closing:
             self.closing = True
         protocol = self._client.protocol
@@ -330,6 +344,14 @@ class SmarthostSession:
             if not last:
                 raise Lost("the peer speaks out of turn")
         return reply
+
+    def _overhear(self, phase: Phase, command: str) -> None:
+        if self.ear is not None:
+            self.ear("C", phase, command)
+
+    def _remark(self, phase: Phase, text: str) -> None:
+        if self.ear is not None:
+            self.ear("*", phase, text)
 
     def _why(self, error: Exception) -> str:
         if isinstance(error, SMTPTimeoutError):
@@ -341,6 +363,7 @@ class SmarthostSession:
     # -- ending ----------------------------------------------------------------------------------------------------
 
     def _drop(self, why: str) -> None:
+        self._remark(self._phase, why)
         self.failure = self.failure if self.failure and why == "connection closed by the peer" else why
         self._client.abort()
 

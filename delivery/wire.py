@@ -113,6 +113,8 @@ class Wire(asyncio.Protocol):
         if self.failure is not None:
             return
         self.failure = (kind, self.dialogue.phase, text)
+        if self.dialogue.ear is not None:
+            self.dialogue.ear("*", self.dialogue.phase, text)
         self.disarm()
         self._push(Done(self.dialogue.lost(text)) if self.dialogue.in_transaction else GONE)
         if not self.busy and self.on_lost is not None:

@@ -37,6 +37,7 @@ bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, 
                                  first (id of the first event that was paid from it), "u:<local day>\\n<origin>" →
                                  recipients used; accounts with a bag
 alarms                 hash      name → "<since, ms> <count> <reason>" of the alarms that are on (shard 0 alone)
+traces                 hash      who listens to what (:mod:`mailqueue.traces`; shard 0 alone); trace:<token>: channels
 processes              hash      who works here (:mod:`mailqueue.processes`; shard 0 alone)
 groups, gr:<name>      set, hash groups of consumers; owner, kinds, lease, position per shard (shard 0 alone)
 lease:<work>           string    token of the process that does it (:mod:`mailqueue.lease`; shard 0 alone)

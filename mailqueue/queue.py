@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Self
 
@@ -15,7 +15,7 @@ import structlog
 
 from config.accounts import AccountSettings
 from config.settings import QueueSettings, QuotaSettings
-from mailqueue import calendar, content, inspect, keys, rates, scripts, server
+from mailqueue import calendar, content, inspect, keys, rates, scripts, server, traces
 from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
@@ -271,6 +271,10 @@ class Queue:
             if said:
                 say(log, event)
         return changed > 0
+
+    def trace(self, kind: traces.Kind, value: str, seconds: float) -> AsyncIterator[traces.Batch]:
+        """What sessions of an account, a client or to a domain say, as they say it. Raises QueueDown."""
+        return traces.listen(self.shards[0], self._bells[0], kind, value, seconds)
 
     async def close(self, patience: float = 5.0) -> None:
         self._closing = True

@@ -19,6 +19,7 @@ from relayctl import (
     systemd,
 )
 from relayctl.reload import reload
+from relayctl.trace import trace
 from relayctl.up import up
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
 app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
+app.command()(trace)
 app.command()(up)
 
 if __name__ == "__main__":

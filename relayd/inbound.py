@@ -22,6 +22,7 @@ from config.start import Start, run
 from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.inbound import InboundStore
 from mailqueue.processes import presence
+from mailqueue.traces import Tap, tapped
 from relayd.accounts import Accounts
 from relayd.doors import Build, Doors
 from relayd.listener.connection import Surroundings, mould
@@ -36,12 +37,13 @@ log = structlog.get_logger()
 class Inbound:
     """Everything of one inbound process but its signals, its metrics port and the store's life."""
 
-    def __init__(self, settings: Settings, store: Store, registry: CollectorRegistry) -> None:
+    def __init__(self, settings: Settings, store: Store, registry: CollectorRegistry, tap: Tap | None = None) -> None:
         """OSError or ValueError: the key of return paths does not serve."""
         self._settings = settings
         self._metrics = ListenerMetrics(registry)
         self._handler = InboundHandler(store, _addresses(settings), settings.relayd.hostname, self._metrics)
         self._volume = Volume()
+        self._tap = tap or Tap()
         self.doors = Doors(_limits(settings), self._furnish, self._metrics, registry)
 
     async def start(self, handed: Iterable[tuple[str, socket.socket]] = ()) -> None:
@@ -82,6 +84,7 @@ class Inbound:
             register=self.doors,
             volume=self._volume,
             mould=mould(self._handler, settings, context, loop),
+            tap=self._tap,
         )
         return lambda arrival: InboundSession(around, arrival, loop)
 
@@ -111,7 +114,8 @@ async def serve(start: Start) -> None:
     store = await InboundStore.open(settings.queue, settings.inbound.keep)
     try:
         store.watch()
-        inbound = Inbound(settings, store, registry)
+        tap = Tap()
+        inbound = Inbound(settings, store, registry, tap)
 
         def ready() -> list[str]:
             return store.refusals
@@ -125,6 +129,7 @@ async def serve(start: Start) -> None:
         async with (
             start.service(registry, reloader, ready) as service,
             presence(store.shard, start, reloader, service),
+            tapped(store.shard, tap, "inbound"),
         ):
             await inbound.start(handed=inherited_sockets())
             service.started()

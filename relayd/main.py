@@ -17,6 +17,7 @@ from mailqueue.failures import FailureLimits, Failures
 from mailqueue.mark_metrics import MarkMetrics
 from mailqueue.processes import presence
 from mailqueue.queue import Queue
+from mailqueue.traces import Tap, tapped
 from relayd.accounts import follow
 from relayd.server import Relayd
 
@@ -38,7 +39,8 @@ async def serve(start: Start) -> None:
         stored = await store.read()
         await queue.set_weights({each.name: each.weight for each in (*stored.accounts, *settings.accounts)})
         failures = Failures(queue.shards[0], FailureLimits.of(settings.relayd))
-        relayd = Relayd(settings, queue, registry, failures)
+        tap = Tap()
+        relayd = Relayd(settings, queue, registry, failures, tap)
         relayd.keep(stored)
         MarkMetrics(lambda: queue.marks.figures, registry)
 
@@ -50,6 +52,7 @@ async def serve(start: Start) -> None:
         async with (
             start.service(registry, reloader, ready) as service,
             presence(queue.shards[0], start, reloader, service),
+            tapped(queue.shards[0], tap, "relayd"),
         ):
             await relayd.start(handed=inherited_sockets())
             following = asyncio.create_task(follow(lambda: store.watch(stored.version), relayd.keep), name="accounts")

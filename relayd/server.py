@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from config.settings import ListenerSettings, RelaydSettings, Settings
 from mailqueue.accounts import Stored
+from mailqueue.traces import Tap
 from relayd import replies
 from relayd.accounts import Accounts
 from relayd.auth import Authenticator, Book
@@ -56,7 +57,9 @@ def read_keys(settings: Settings) -> Keys:
 class Relayd:
     """Everything of one relayd process but its signals, its metrics port and the queue's life."""
 
-    def __init__(self, settings: Settings, queue: Submission, registry: CollectorRegistry, book: Book) -> None:
+    def __init__(
+        self, settings: Settings, queue: Submission, registry: CollectorRegistry, book: Book, tap: Tap | None = None
+    ) -> None:
         """ValueError: accounts that contradict each other. OSError or ValueError: a key file that does not serve."""
         self._settings = settings
         self._queue = queue
@@ -66,6 +69,7 @@ class Relayd:
         self._checked = settings, read_keys(settings)
         self._handler = SubmissionHandler(queue, self._preparation(*self._checked), self._metrics)
         self._volume = Volume()
+        self._tap = tap or Tap()
         self.doors = Doors(settings.relayd, self._furnish, self._metrics, registry, self._shun, self._closed)
         Gauge("tambo_intake_stopped", "1 while an operator's word keeps new mail out", registry=registry).set_function(
             lambda: bool(queue.stopped)
@@ -134,6 +138,7 @@ class Relayd:
             register=self.doors,
             volume=self._volume,
             mould=mould(self._handler, settings, context, loop),
+            tap=self._tap,
         )
         return lambda arrival: SubmissionSession(around, arrival, loop)
 

@@ -10,6 +10,7 @@ import structlog
 from relayd import replies
 from relayd.auth import AuthBusy, AuthRefused
 from relayd.listener.hello import HelloVerbs
+from relayd.listener.overhear import MASKED
 from relayd.replies import Reply
 
 MAX_FAILURES = 3  # per session, then 421
@@ -131,6 +132,8 @@ class AuthVerb(HelloVerbs):
         line = await self.read_line()
         if line is None:
             return None
+        if self.around.tap.on:
+            self.overheard().hear(self.account_name, "C", MASKED)
         if line == b"":
             return replies.AUTH_LINE_TOO_LONG
         if not line.endswith(b"\r\n"):

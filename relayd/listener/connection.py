@@ -16,9 +16,11 @@ from typing import Any, Protocol, cast
 from aiosmtpd.smtp import SMTP
 
 from config.settings import RelaydSettings
+from mailqueue.traces import Tap
 from relayd import replies
 from relayd.accounts import Accounts
 from relayd.auth import Authenticator
+from relayd.listener.overhear import Overheard
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
 from relayd.volume import Volume
@@ -77,6 +79,7 @@ class Surroundings:
     register: Register
     volume: Volume
     mould: Mapping[str, object]  # see :func:`mould`
+    tap: Tap
 
 
 def mould(
@@ -109,6 +112,7 @@ class Connection(SMTP):
         self.known = arrival.known
         self.tls_active = arrival.tls
         self.busy = False
+        self._overheard: Overheard | None = None
         self._replies: list[bytes] = []
         self._errors = 0  # 5xx replies since the last message that got through
         self._ending = False  # nothing more is read or said
@@ -119,15 +123,35 @@ class Connection(SMTP):
         self._deadline_reply = replies.IDLE
         self._alarm_at = math.inf
 
+    # -- who listens ----------------------------------------------------------------------------------------------
+
+    @property
+    def account_name(self) -> str:
+        """ "" while it is nobody's."""
+        return ""
+
+    def overheard(self) -> Overheard:
+        """Asked for while the tap is on."""
+        if self._overheard is None:
+            self._overheard = Overheard(self.around.tap, self.around.listener, self.address)
+        return self._overheard
+
+    def remark(self, text: str) -> None:
+        """What is neither said nor heard: fit to be shown."""
+        if self.around.tap.on:
+            self.overheard().hear(self.account_name, "*", text)
+
     # -- connection -----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.around.register.joined(self)
         super().connection_made(transport)
+        self.remark(f"connected from {self.address}")
         self._input = cast(Input, self._reader)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ending = True
+        self.remark(f"connection lost: {error}" if error else "connection ended")
         self.around.register.left(self)
         super().connection_lost(error)
 
@@ -163,6 +187,8 @@ class Connection(SMTP):
         if self._ending:
             return
         self._replies.append(reply.line)
+        if self.around.tap.on:
+            self.overheard().reply(self.account_name, reply.line)
         if reply.reason:
             self.around.metrics.rejected(reply.reason)
             self._errors += reply.code >= 500
@@ -171,6 +197,8 @@ class Connection(SMTP):
         """A line that carries no enhanced code: banner, EHLO list, 334."""
         if not self._ending:
             self._replies.append(line)
+            if self.around.tap.on:
+                self.overheard().reply(self.account_name, line)
 
     async def push(self, status: Reply | str | bytes) -> None:
         """aiosmtpd's way to answer, for whatever of it is still in use: no reply without an enhanced code."""

@@ -79,6 +79,8 @@ class DataVerb(TransactionVerbs):
         self.in_content = False
         self._input._maybe_resume_transport()
         self._deadline = math.inf
+        if self.around.tap.on:
+            self.overheard().hear(self.account_name, "C", f"({scanner.received} octets of content)")
         return room or scanner.too_big  # that it is too big for ever goes before
 
     async def _deliver(self, scanner: ContentScanner) -> Reply:

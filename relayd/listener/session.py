@@ -85,8 +85,14 @@ class SessionProtocol(Connection):
             log.exception("session failed", listener=self.around.listener, client=self.address)
         self.hang_up()
 
+    @property
+    def account_name(self) -> str:
+        return self.account.name if self.account is not None else ""
+
     async def _obey(self, line: bytes) -> None:
         """One command: parse, call its method, answer for its faults, then see whether the session may go on."""
+        if self.around.tap.on:
+            self.overheard().command(self.account_name, line)
         try:
             command = self._parse(line)
             if isinstance(command, Reply):

@@ -51,6 +51,7 @@ class StartTlsVerb(HelloVerbs):
             )
         except (ssl.SSLError, OSError, TimeoutError) as error:
             log.info("handshake failed", client=self.address, listener=self.around.listener, error=str(error))
+            self.remark(f"handshake failed: {error}")
             self._ending = True
             transport.abort()
             return
@@ -66,6 +67,7 @@ class StartTlsVerb(HelloVerbs):
         self.session.extended_smtp = False
         self.session.ssl = upgraded.get_extra_info("sslcontext") and {"sslcontext": self.tls_context}
         self.introduce()
+        self.remark(f"{upgraded.get_extra_info('ssl_object').version()} {upgraded.get_extra_info('cipher')[0]}")
 
     def _wear(self, transport: asyncio.Transport) -> None:
         """Point reader, writer and protocol at the encrypted transport; 3.11's streams have no verb for it."""
