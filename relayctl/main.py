@@ -9,6 +9,7 @@ from relayctl import (
     auth,
     config,
     dkim,
+    dsn,
     events,
     inbound,
     intake,
@@ -16,6 +17,7 @@ from relayctl import (
     queue_list,
     queue_verbs,
     quota,
+    streams,
     systemd,
 )
 from relayctl.reload import reload
@@ -34,12 +36,14 @@ app.add_typer(config.app, name="config", help="The configuration file and the en
 app.add_typer(account.app, name="account", help="Accounts of submitting systems.")
 app.add_typer(auth.app, name="auth", help="Failed authentications.")
 app.add_typer(dkim.app, name="dkim", help="Keys that sign mail.")
+app.add_typer(dsn.app, name="dsn", help="What became of each recipient, for bounce processors.")
 app.add_typer(quota.app, name="quota", help="What accounts may still send, and that it adds up.")
 app.add_typer(queue.app, name="queue", help="What is queued, and stopping or holding it.")
 app.add_typer(events.app, name="events", help="What became of the mail.")
 app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
 app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
 app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
+app.add_typer(streams.app, name="streams", help="Groups of consumers of the events.")
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
 app.command()(trace)

@@ -29,7 +29,6 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -38,14 +37,14 @@ import structlog
 from config.settings import Settings
 from mailqueue import scripts, server
 from mailqueue.errors import QueueDown
-from mailqueue.events import Event
 from mailqueue.scripts import Shard
 from streams.archive import Archive
 from streams.groups import Busy, GroupLost, GroupRefused, Groups, Lease, patiently
 from streams.merge import Merge
-from streams.positions import FRESH, by_shard, position
+from streams.positions import FRESH, by_shard
 from streams.progress import Progress
 from streams.starts import starts
+from streams.taken import Taken, read
 
 LEASE_SECONDS = 30.0
 MOST_UNACKED = 10_000
@@ -54,20 +53,6 @@ LEAVING_SECONDS = 2.0  # for the last acknowledgements when a consumer closes
 _STAND_BY_SECONDS = 1.0
 
 log = structlog.get_logger("streams")
-
-
-@dataclass(frozen=True, slots=True)
-class Taken(Event):
-    """An event that was read for a group. ``position``: "<shard>-<ms>-<sequence>", stable and unique."""
-
-    position: str = ""
-    _consumer: Consumer | None = field(default=None, repr=False, compare=False)
-
-    async def ack(self) -> None:
-        """Done with it: on disk when this returns (what comes before it and is not acknowledged comes again after a
-        crash, and this with it). Sits out a restart of the server. Raises GroupLost."""
-        assert self._consumer is not None
-        await self._consumer.ack((self,))
 
 
 class Consumer:
@@ -203,26 +188,14 @@ class Consumer:
             raise self._lost
         progress = self._progress.get(self._shard)
         while self._rows and progress is not None:
-            id, data = self._rows.popleft()
-            event = self._read(id, data) if self._maybe_wanted(data) else None
-            if event is not None and (not self._wanted or event.kind in self._wanted):
-                progress.give(id)
+            entry = self._rows.popleft()
+            event = read(self._shard, entry, self._wanted, self)
+            if event is not None:
+                progress.give(entry[0])
                 self._unacked += 1
                 return event
-            progress.skip(id)
+            progress.skip(entry[0])
         return None
-
-    def _maybe_wanted(self, data: bytes) -> bool:
-        kind = kind_of(data)
-        return not kind or not self._wanted or kind in self._wanted
-
-    def _read(self, id: str, data: bytes) -> Taken | None:
-        at = position(self._shard, id)
-        try:
-            return Taken.from_json(data, position=at, _consumer=self)
-        except (ValueError, TypeError) as error:
-            log.error("event cannot be read", position=at, why=str(error))
-            return None
 
     async def _until_room(self) -> None:
         while self._unacked >= self._most_unacked and self._lost is None:
@@ -236,7 +209,7 @@ class Consumer:
     # ── acknowledging ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def ack(self, events: Iterable[Taken]) -> None:
-        """All of them by one writing; as :meth:`Taken.ack`."""
+        """All of them by one writing; as :meth:`~streams.taken.Taken.ack`."""
         if self._lost is not None:
             raise self._lost
         for event in events:
@@ -320,13 +293,6 @@ class Consumer:
             return
         await self._write()
         await self._lease.leave()
-
-
-def kind_of(data: bytes) -> str:
-    """Of an event as it stands in the stream, without reading it whole: ``kind`` is its first field. "" = elsewhere."""
-    if not data.startswith(b'{"kind":"'):
-        return ""
-    return data[9 : data.find(b'"', 9)].decode(errors="replace")
 
 
 def archive_of(settings: Settings) -> Archive | None:

@@ -317,7 +317,7 @@ def test_not_there(relayctl: Relayctl) -> None:
         ran = relayctl("queue", *words)
         assert ran.exit_code == 1 and "not in the queue" in ran.stderr
     ran = relayctl("events", "tail", "--from", "yesterday", "--end")
-    assert ran.exit_code == 1 and "Invalid stream ID" in ran.stderr
+    assert ran.exit_code == 2 and "says no beginning" in ran.stderr
 
 
 def test_no_server(tmp_path: Path) -> None:
