@@ -29,9 +29,11 @@ from mailqueue.queue import Queue
 from mailqueue.scripts import Shard
 from mailqueue.trimming import trim
 from maintenance.alarms import Alarms
+from maintenance.retaining import Retaining
 from streams import ids
 from streams.appender import Appender, ArchiveBusy
-from streams.segment import Entry
+from streams.indexing import Indexer
+from streams.segment import Batch, Entry
 
 PAUSE_SECONDS, RETRY_SECONDS = 1.0, 5.0
 LINGER_SECONDS = 30.0  # the longest that an entry waits for others to share a batch
@@ -87,6 +89,8 @@ class Archiving:
         self._lease = Lease(queue.shards[0], "archive", lease_seconds)
         self._renew = lease_seconds * RENEW
         self._appender = Appender(Path(reloader.settings.archive.directory or ""))
+        self._indexer = Indexer()
+        self._retaining = Retaining(self._appender.archive, reloader)
         self._thread = ThreadPoolExecutor(1, "archive")  # one: the appender takes one call at a time
         self._leads = False
         self._stuck = False  # the disk refused; nothing was written since
@@ -181,11 +185,13 @@ class Archiving:
             await self._trim(reel)
         self._leads = True
         self._leading.set(1)
+        self._retaining.start()
         log.info("archiving", directory=str(self._appender.archive.directory), places=[r.archived for r in self._reels])
 
     async def _resign(self) -> None:
         self._leads, self._reels = False, []
         self._leading.set(0)
+        await self._retaining.stop()
         await self._in_thread(self._appender.close)
         with suppress(QueueDown, ServerAnswer):
             await self._lease.give_back()
@@ -241,12 +247,22 @@ class Archiving:
     async def _flush(self, reel: _Reel) -> None:
         if self._lease.left < self._renew and not await self._lease.take():
             raise QueueDown("the archive's lease is another's")
-        written = await self._in_thread(self._appender.append, reel.shard.number, reel.held)
+        written = await self._in_thread(self._write, reel.shard.number, reel.held)
         self._entries.inc(len(reel.held))
-        self._bytes.inc(sum(batch.end - batch.offset for _, batch in written))
+        self._bytes.inc(sum(batch.end - batch.offset for batch in written))
         reel.resume(reel.held[-1][0])
         await self._shards[0].command("HSET", self._shards[0].prefix + "archived", reel.shard.number, reel.archived)
         await self._trim(reel)
+
+    def _write(self, shard: int, entries: list[Entry]) -> list[Batch]:
+        """In a thread. An index that can't be written is no reason to stop: it is made from the segment later."""
+        written = self._appender.append(shard, entries)
+        for path in {segment.path for segment, _ in written}:
+            try:
+                self._indexer.catch_up(path)
+            except OSError as error:
+                log.warning("index not written", segment=str(path), why=str(error))
+        return [batch for _, batch in written]
 
     async def _trim(self, reel: _Reel) -> None:
         """Never what is not archived, whatever is added meanwhile."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,23 +103,35 @@ class Archive:
             offset = segment.HEAD_BYTES
             while True:
                 # Asked before the end is looked for: once there is a later segment, nothing is added to this one.
-                closed = any(other.day > one.day for other in self.segments(one.shard))
+                closed, torn = self._closed(one), False
                 for batch in segment.batches(file, offset):
-                    offset = batch.end
                     if batch.last > place:
                         raw = _lines(file, batch)
                         if raw is None:
-                            return
+                            torn = True
+                            break
                         yield raw, batch
-                after = segment.next_whole(file, offset)
+                    offset = batch.end
+                after = None if torn else segment.next_whole(file, offset)
                 if after is not None:
-                    go_on = ids.preceding(after.first)
-                    if after.offset > offset and place < go_on:
-                        raise SegmentDamaged(f"{one.path}: damaged at {offset}", ids.text(go_on))
-                    offset = after.offset  # the damage is known to the reader, or it has just been written
-                    continue
-                if closed or not any(other.day > one.day for other in self.segments(one.shard)):
+                    if after.offset > offset:  # else it has just been written
+                        self._refuse(one, offset, place, ids.preceding(after.first))
+                    offset = after.offset
+                elif closed:
+                    if offset < file.seek(0, os.SEEK_END):
+                        self._refuse(one, offset, place, ids.last_of(one.day))
                     return
+                elif not self._closed(one):
+                    return
+
+    def _closed(self, one: Segment) -> bool:
+        return any(other.day > one.day for other in self.segments(one.shard))
+
+    @staticmethod
+    def _refuse(one: Segment, offset: int, place: StreamId, go_on: StreamId) -> None:
+        """Unless the reader has gone on behind this damage."""
+        if place < go_on:
+            raise SegmentDamaged(f"{one.path}: damaged at {offset}", ids.text(go_on))
 
 
 def segment_of(path: Path) -> Segment | None:

@@ -48,3 +48,8 @@ def day(place: StreamId) -> datetime.date:
     days = place[0] // 86_400_000
     first = datetime.date(1970, 1, 1)
     return first + datetime.timedelta(min(days, (datetime.date.max - first).days))
+
+
+def last_of(day: datetime.date) -> StreamId:
+    """The last id that a day can have."""
+    return before(((day - datetime.date(1970, 1, 1)).days + 1) * 86_400_000)

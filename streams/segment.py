@@ -197,19 +197,26 @@ def survey(file: BinaryIO) -> Survey:
     found: list[Batch] = []
     damages: list[tuple[int, int]] = []
     end = HEAD_BYTES
-    while True:
-        for one in batches(file, end):
-            found.append(one)
-            end = one.end
-        after = next_whole(file, end)
-        if after is None:
-            break
-        if after.offset > end:  # else it has just been written
-            damages.append((end, after.offset))
-        end = after.offset
+    for one in passing(file):
+        if one.offset > end:
+            damages.append((end, one.offset))
+        found.append(one)
+        end = one.end
     if found and not is_whole(file, found[-1]):
         end = found.pop().offset
     return Survey(tuple(found), tuple(damages), end)
+
+
+def passing(file: BinaryIO, offset: int = HEAD_BYTES) -> Iterator[Batch]:
+    """As :func:`batches`, past damages too."""
+    while True:
+        for one in batches(file, offset):
+            yield one
+            offset = one.end
+        after = next_whole(file, offset)
+        if after is None:
+            return
+        offset = after.offset
 
 
 def is_whole(file: BinaryIO, one: Batch) -> bool:
