@@ -6,6 +6,7 @@ import typer
 
 from relayctl import (
     account,
+    archive,
     auth,
     config,
     dkim,
@@ -20,6 +21,7 @@ from relayctl import (
     streams,
     systemd,
 )
+from relayctl.history import history
 from relayctl.reload import reload
 from relayctl.trace import trace
 from relayctl.up import up
@@ -34,6 +36,7 @@ app = typer.Typer(
 config.app.command()(reload)
 app.add_typer(config.app, name="config", help="The configuration file and the environment.")
 app.add_typer(account.app, name="account", help="Accounts of submitting systems.")
+app.add_typer(archive.app, name="archive", help="What has happened, as it lies on disk.")
 app.add_typer(auth.app, name="auth", help="Failed authentications.")
 app.add_typer(dkim.app, name="dkim", help="Keys that sign mail.")
 app.add_typer(dsn.app, name="dsn", help="What became of each recipient, for bounce processors.")
@@ -46,6 +49,7 @@ app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
 app.add_typer(streams.app, name="streams", help="Groups of consumers of the events.")
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
+app.command()(history)
 app.command()(trace)
 app.command()(up)
 
