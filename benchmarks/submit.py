@@ -51,6 +51,7 @@ class Client:
     octets: int = 2000
     seed: int = 0
     local_part: str = "u"
+    host: str = "127.0.0.1"
     accepted: dict[str, Accepted] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # Message-ID → reply to the final dot
     unanswered: set[str] = field(default_factory=set)
@@ -76,7 +77,7 @@ class Client:
             writer = None
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
+                    reader, writer = await asyncio.open_connection(self.host, self.port, local_addr=(source, 0))
                     await _expect(reader, b"220")
                     writer.write(b"EHLO client.entidad.test\r\n")
                     await _expect(reader, b"250")

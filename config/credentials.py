@@ -6,6 +6,7 @@ that the configuration may name as ``"credential:<name>"`` wherever it takes a p
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +24,17 @@ def values(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     directory = environ.get(VARIABLE, "")
     found: dict[str, str] = {}
     problems: list[str] = []
-    for path in sorted(Path(directory).glob(PREFIX + "*")) if directory else ():
+    try:
+        names = sorted(os.listdir(directory)) if directory else []
+    except OSError as error:
+        return {}, [f"{VARIABLE}: {directory}: {error.strerror}"]
+    for name in names:
+        if not name.startswith(PREFIX):
+            continue
         try:
-            found[path.name.removeprefix(PREFIX)] = _text(path)
+            found[name.removeprefix(PREFIX)] = _text(Path(directory) / name)
         except (OSError, ValueError) as error:
-            problems.append(f"credential {path.name}: {error.strerror if isinstance(error, OSError) else error}")
+            problems.append(f"credential {name}: {error.strerror if isinstance(error, OSError) else error}")
     return found, problems
 
 

@@ -85,7 +85,7 @@ def _whole(group: Group, service: str) -> str:
     part_of = "relayd.target" if group.kind == "submission" else "tambo.target"
     return (
         f"{SAID}[Unit]\nDescription=Tambo: listeners of {group.interface or 'no interface'}\nPartOf={part_of}\n\n"
-        f"[Socket]\nService={service}\nReusePort=yes\nFreeBind=yes\nBindIPv6Only=ipv6-only\nAccept=no\nBacklog=1024\n"
+        f"[Socket]\nSlice=tambo.slice\nService={service}\nReusePort=yes\nFreeBind=yes\nBindIPv6Only=ipv6-only\nAccept=no\nBacklog=1024\n"
         f"TriggerLimitIntervalSec=0\n{_addresses(group)}"
     )
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from config import credentials
 from config.digest import digest_of
 from config.load import PREFIX, ConfigError, default_path, load
 from mailqueue.processes import Process, present
@@ -106,8 +107,9 @@ def _is_ours(pid: int, role: str) -> bool:
 def _environ(pid: int) -> tuple[tuple[str, str], ...]:
     """The variables that count in its configuration."""
     pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    named = (pair.partition("=") for pair in pairs)
     return tuple(
-        sorted((name, value) for name, _, value in (p.partition("=") for p in pairs) if name.startswith(PREFIX))
+        sorted((name, value) for name, _, value in named if name.startswith(PREFIX) or name == credentials.VARIABLE)
     )
 
 

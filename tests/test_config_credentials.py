@@ -68,6 +68,12 @@ def test_an_unreadable_one(tmp_path: Path) -> None:
         load(path, environ)
 
 
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    path, _ = given(tmp_path)
+    with pytest.raises(ConfigError, match="CREDENTIALS_DIRECTORY: /nowhere: No such file"):
+        load(path, {"CREDENTIALS_DIRECTORY": "/nowhere"})
+
+
 ROUTE = """\
 [[routes]]
 name = "smarthost"
