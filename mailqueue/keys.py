@@ -31,7 +31,7 @@ accounts               hash      name → "<revision> <changed at, ms> <JSON>" (
 ac:<token>             string    version that a change of accounts made, so that its repetition changes nothing
 meta                   hash      schema, epoch (last one given), stops (version), accounts (version); intake (why no new
                                  mail is taken), intake_since, intake_until (:mod:`mailqueue.intake`); trimmed (id of
-                                 the last event that is gone from the stream)
+                                 the last event that is gone from the stream), restoring (a copy is being put back)
 bell                   channel   something is due earlier than known
 bag:<account>, bags    hash,set  quota in this shard: funded, returned, lapsed, used (cumulative), period, before,
                                  first (id of the first event that was paid from it), "u:<local day>\\n<origin>" →

@@ -26,6 +26,7 @@ VERBS = (
     *("inbound", "auth", "accounts", "bag", "alarm", "intake", "overdue", "group", "trim", "behind"),
     "lease",
     "census",
+    "restore",
 )
 QUOTA_VERBS = ("ledger", "rate")
 Argument = bytes | str | int | float

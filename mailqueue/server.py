@@ -73,6 +73,11 @@ async def inspect_server(shard: Shard, settings: QueueSettings) -> ServerFacts:
         found = objections(facts, settings.durability)
         if found:
             raise QueueRefused(f"the queue server at {redact(settings.url)} can't hold mail: " + "; ".join(found))
+        if restoring := await shard.command("HGET", keys.prefix(0) + "meta", "restoring"):
+            raise QueueRefused(
+                f"the queue at {redact(settings.url)} is being restored ({_text(restoring)}). If that was broken off: start "
+                "the server on an empty directory and restore again"
+            )
         marks = {"schema": str(keys.SCHEMA), "shards": str(settings.shards)}
         for name, wanted in marks.items():
             await shard.command("HSETNX", keys.prefix(0) + "meta", name, wanted)

@@ -8,6 +8,7 @@ from relayctl import (
     account,
     archive,
     auth,
+    backup,
     config,
     dkim,
     dsn,
@@ -34,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables, secrets among them
 )
 config.app.command()(reload)
+queue.app.command()(backup.backup)
+queue.app.command()(backup.restore)
 app.add_typer(config.app, name="config", help="The configuration file and the environment.")
 app.add_typer(account.app, name="account", help="Accounts of submitting systems.")
 app.add_typer(archive.app, name="archive", help="What has happened, as it lies on disk.")
