@@ -6,7 +6,7 @@ caller's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,34 @@ class Standing:
     free: int
     wait: float
     refill: float = 0.0  # of a rate: seconds in which a bucket that was used up is full again
+    rate: tuple[int, float] = (0, 0.0)  # so many in so many seconds
 
     @property
     def binds(self) -> bool:
         return self.free <= 0
+
+    @property
+    def used(self) -> int:
+        return max(self.most - self.free, 0)
+
+    @property
+    def patience(self) -> float:
+        """Seconds until one more fits for sure: a connection ends when it ends, whatever its lease says."""
+        return 0.0 if not self.binds else float("inf") if self.kind == "connections" else self.wait
+
+
+def binding(found: Sequence[Standing]) -> Standing | None:
+    """The limit that keeps the next message back, None when none does. Pure.
+
+    A pace of messages holds whoever has a session. Else a full ceiling does, for its sessions are at work; a pace of new
+    connections only where there is none yet. Of several the one that holds longest.
+    """
+    full = [one for one in found if one.binds]
+    open_ = any(one.used for one in found if one.kind == "connections")
+    messages = [one for one in full if one.kind == "messages"]
+    opening = [one for one in full if one.kind == "opening" and not open_]
+    ceilings = [one for one in full if one.kind == "connections"]
+    return max(messages + opening or ceilings, key=lambda one: one.patience, default=None)
 
 
 async def standings(command: Command, limits: Limits, now: float) -> list[Standing]:
@@ -59,4 +83,5 @@ async def _ceiling(command: Command, name: str, most: int, now: float) -> Standi
 def _pace(name: str, kind: str, rate: Rate, tat: float, now: float) -> Standing:
     fitting = gcra(tat, now, rate.burst, rate).granted
     refill = rate.burst * rate.period / rate.limit if rate.limit else float("inf")
-    return Standing(name, kind, rate.burst, fitting, gcra(tat, now, 1, rate).wait if not fitting else 0.0, refill)
+    wait = gcra(tat, now, 1, rate).wait if not fitting else 0.0
+    return Standing(name, kind, rate.burst, fitting, wait, refill, (rate.limit, rate.period))

@@ -173,7 +173,7 @@ async def _leased(scan: _Scan) -> AsyncIterator[list[Entry]]:
     for epoch in await epochs(scan.shard):
         async for rows in hash_pages(scan.shard, f"w:{epoch}"):
             places = [(key, value.split(b"\n", 3)) for key, value in rows if key != b"#" and scan.wants(key)]
-            found = [(key, *_place(words[1:]), LEASED, epoch, b"") for key, words in places]
+            found = [(key, *_place(words[1:]), LEASED, epoch, words[0]) for key, words in places]
             for part in _parts(await _entries(scan, found)):
                 yield part
 

@@ -74,7 +74,7 @@ class Flow:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One recipient where it lies: queued (due at ``due`` ms), held, or leased to the worker of ``epoch``. ``note``: what
-    hold says of it."""
+    hold says of it ("<since ms>\\n<who>\\n<why>"), or the claim's number."""
 
     key: bytes
     flow: Flow
@@ -93,6 +93,18 @@ class Entry:
     def index(self) -> int:
         return int.from_bytes(self.key[-2:], "big")
 
+    @property
+    def held(self) -> tuple[int, str, str]:
+        """Since when (ms, 0 = unknown), by whom ("" = the relay itself) and why."""
+        words = self.note.decode(errors="replace").split("\n", 2) if self.place == HELD else []
+        since, who, why = [*words, "", "", ""][:3]
+        return int(since or 0), who, why
+
+    @property
+    def leased_at(self) -> int:
+        """Unix ms; 0 = a worker of an older version has it."""
+        return int(self.note or 0) // 1_000_000 if self.place == LEASED else 0
+
 
 async def where(shard: Shard, flow: Flow, places: Sequence[tuple[bytes, str]]) -> list[Entry]:
     """Those of these (key, destination) that are not final, where they lie now. Raises QueueDown."""
@@ -101,20 +113,20 @@ async def where(shard: Shard, flow: Flow, places: Sequence[tuple[bytes, str]]) -
     for key, destination in places:
         asked.append(("ZSCORE", f"{shard.prefix}q:{flow.id}:{destination}", key))
         asked.append(("HGET", shard.prefix + "hold", key))
-        asked += (("HEXISTS", f"{shard.prefix}w:{epoch}", key) for epoch in workers)
+        asked += (("HGET", f"{shard.prefix}w:{epoch}", key) for epoch in workers)
     answers = iter(await shard.commands(asked))
     groups = await groups_of(shard, {destination for _, destination in places})
     found = []
     for key, destination in places:
         due, hold = next(answers), next(answers)
-        hands = [epoch for epoch in workers if next(answers)]
+        hands = [(epoch, stamp) for epoch in workers if (stamp := next(answers))]
         about = (key, flow, destination, groups.get(destination, "default"))
         if due is not None:
             found.append(Entry(*about, QUEUED, int(float(due))))
         elif hold is not None:
             found.append(Entry(*about, HELD, note=b"".join(hold.split(b"\n", 3)[3:])))
         elif hands:
-            found.append(Entry(*about, LEASED, epoch=hands[0]))
+            found.append(Entry(*about, LEASED, epoch=hands[0][0], note=hands[0][1].split(b"\n", 1)[0]))
     return found
 
 

@@ -122,6 +122,7 @@ class Worker:
         self._losing = asyncio.Lock()
         self._ahead: float | None = None
         self._reader = Reader(shard)
+        self._claimed_at = (-1, 0)  # the last claim's number, and when it was made
         self._rung = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._claims: Batch[ClaimRequest, Claimed] = Batch(self._claim, most=64)
@@ -297,7 +298,10 @@ class Worker:
     # ── batches ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _claim(self, number: int, requests: list[ClaimRequest]) -> list[Claimed | Exception]:
-        words: list[Argument] = [self.epoch, number, self._ticket_ms, max(self.room(), 0), len(requests)]
+        if self._claimed_at[0] != number:  # a repetition is the same claim
+            self._claimed_at = (number, int(time.time() * 1000))
+        claim = claim_number(*self._claimed_at)
+        words: list[Argument] = [self.epoch, claim, self._ticket_ms, max(self.room(), 0), len(requests)]
         epoch = self.epoch
         for request in requests:
             ticket = request.ticket
@@ -376,6 +380,11 @@ class Worker:
             words += [item.key, policy]
         answer = await self.shard.run("worker", words)
         return [bool(int(word)) for word in answer]
+
+
+def claim_number(number: int, at_ms: int) -> int:
+    """What stamps the items of a claim; it says since when they are leased (``Entry.leased_at``)."""
+    return at_ms * 1_000_000 + number % 1_000_000
 
 
 def damaged(message_id: str, class_: str, index: int) -> Message:

@@ -13,6 +13,7 @@ from relayctl import (
     dkim,
     dsn,
     events,
+    explain,
     inbound,
     intake,
     queue,
@@ -50,6 +51,7 @@ app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
 app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
 app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
 app.add_typer(streams.app, name="streams", help="Groups of consumers of the events.")
+explain.mount(app, queue.app)
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
 app.command()(history)

@@ -132,7 +132,7 @@ class SubmissionHandler:
             return replies.QUEUE_FULL
         if verdict.kind in ("over_quota", "over_rate"):
             refusal = self._refusal(verdict, len(message.envelope.recipients))
-            self.rejected(server, envelope, refusal)
+            self.rejected(server, envelope, refusal, message_id=verdict.id)
             return refusal
         self._metrics.messages.inc()
         if verdict.kind == "queued":
@@ -165,7 +165,14 @@ class SubmissionHandler:
         """See :meth:`Commits.settle`."""
         return await self._commits.settle(timeout)
 
-    def rejected(self, server: Submitter, transaction: Transaction, reply: Reply, recipient: str | None = None) -> None:
+    def rejected(
+        self,
+        server: Submitter,
+        transaction: Transaction,
+        reply: Reply,
+        recipient: str | None = None,
+        message_id: str = "",
+    ) -> None:
         """Events for a refusal after MAIL, one per recipient concerned; bounded per session."""
         client = server.client
         for one in (recipient,) if recipient is not None else dict.fromkeys(transaction.rcpt_tos):
@@ -175,6 +182,7 @@ class SubmissionHandler:
             event = Event(
                 kind="rejected",
                 at=int(time.time() * 1000),
+                id=message_id,
                 account=client.account.name if client.account is not None else "",
                 reverse_path=transaction.mail_from,
                 recipient=one[:_TEXT_LIMIT],
