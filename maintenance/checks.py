@@ -6,6 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from mailqueue import intake
 from mailqueue.overdue import stops
 from mailqueue.processes import Process, present
 from mailqueue.queue import Queue
@@ -35,9 +36,15 @@ class Checks:
 
     async def look(self) -> None:
         """Raises QueueDown."""
+        await self._look_at_intake()
         await self._look_at_routes()
         await self._look_at_clocks()
         await self._look_at_processes()
+
+    async def _look_at_intake(self) -> None:
+        """An operator's word that may be forgotten."""
+        stopped = await intake.stopped(self._shard)
+        await self._alarms.set("intake-stopped", stopped is not None, stopped.reason if stopped else "")
 
     async def _look_at_routes(self) -> None:
         """What delivery suspends has an end; an operator's word until further notice is no alarm."""

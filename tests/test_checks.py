@@ -10,6 +10,8 @@ import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mailqueue import intake
+from mailqueue.events import Event
 from mailqueue.processes import Process
 from mailqueue.queue import Queue
 from mailqueue.quota import Grant
@@ -40,6 +42,18 @@ def test_a_route_that_delivery_suspended_is_told_and_an_operators_word_is_not(sh
             await queue.suspend("source:127.0.1.1", 60, reason="no route")
             assert await post.look() == {"route-suspended:formal": ("535 5.7.8 wrong password", 0)}
             await queue.resume("route:formal")
+            assert await post.look() == {}
+
+    asyncio.run(scenario())
+
+
+def test_intake_that_is_stopped(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            post = Post(queue)
+            await intake.stop(queue.shards[0], "moving house", 0, Event("audit", now_ms()))
+            assert await post.look() == {"intake-stopped": ("moving house", 0)}
+            await intake.start(queue.shards[0], Event("audit", now_ms()))
             assert await post.look() == {}
 
     asyncio.run(scenario())
