@@ -280,6 +280,11 @@ class Relay:
 
     # ── looking ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def ports(self) -> dict[str, int]:
+        """Status ports by role, of those that have one."""
+        return {role: port for role, port in self._ports.items() if role != "sandbox"}
+
     def command(self, *words: str | bytes | int) -> bytes:
         """One command to the queue server → up to 1 MiB of raw reply, b"" when it does not answer."""
         encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]

@@ -23,7 +23,7 @@ class Census:
         self._gauge = Gauge(
             "tambo_queued", "Recipients not yet final, by provider and class", ["provider", "class"], registry=registry
         )
-        self._seen: set[Lane] = set()
+        self._seen: set[Lane] = {("default", class_) for class_ in keys.CLASS_LETTER}
 
     async def take(self) -> Counter[Lane]:
         """Raises QueueDown."""

@@ -1,4 +1,4 @@
-"""The alert rules as tests read them, and which metrics an expression names. No YAML reader: the file is written plainly."""
+"""The alert rules, and which metrics an expression names. No reader of YAML: the file is written plainly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+from benchmarks.harness import REPOSITORY
 
 RULES = REPOSITORY / "config" / "prometheus" / "tambo.rules.yml"
 _RULE = re.compile(
