@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accept_path, accept_quota, accept_signing, accept_sources, accept_sync, opendkim
+from benchmarks import accept_consumer, accept_path, accept_quota, accept_signing, accept_sources, accept_sync, opendkim
 from benchmarks.accept_sources import SETTINGS, busiest, over_ms
 from benchmarks.harness import scratch
 from benchmarks.load import Received, Submission
 from benchmarks.outcome import Outcome
 from benchmarks.strace import calls
 from config.durations import Rate
+from mailqueue.events import Event
 from tests.conftest import lacking
+from tests.test_event_schema import assert_valid
 
 
 def test_every_message_accepted_arrives_once(tool: Callable[[str], Path]) -> None:
@@ -49,6 +51,50 @@ def test_quotas_add_up_after_a_kill() -> None:
         outcome = accept_quota.run(100, 1, 1, directory)
     seen = [check for check in outcome.checks if "empty" not in check.claim]  # so little mail empties nothing
     assert all(check.holds for check in seen if "goes in" not in check.claim), seen
+
+
+def test_a_bounce_processor_that_is_killed_counts_each_event_once() -> None:
+    """And all that a real run says is valid by the schema of the events. The archive is left to the whole run."""
+    outcome = Outcome("consumer", full=False)
+    with scratch("consumer") as directory, accept_consumer.relay(directory, expire_seconds=3) as world:
+        database = str(directory / "bounces.sqlite")
+        said = accept_consumer.play(world, database, 150, 3, 1, archive=False)
+        events = accept_consumer.judge(outcome, "sqlite", world, said, accept_consumer.table_of(database), 3)
+    seen = [check for check in outcome.checks if "amid" not in check.claim and "archive" not in check.claim]
+    assert len(seen) == 6
+    assert all(check.holds for check in seen), seen
+    assert_valid([event.to_json() for event in events], {"received", "deferred", "delivered", "bounced", "expired"})
+
+
+EVENTS = [
+    Event(kind, 1, recipient=recipient, action=action, status=status)
+    for kind, recipient, action, status in (
+        ("delivered", "a@x.test", "delivered", "2.0.0"),
+        ("delivered", "A@x.test", "relayed", "2.0.0"),
+        ("late", "a@x.test", "delivered", "2.0.0"),
+        ("bounced", "b@x.test", "failed", "5.1.1"),
+        ("bounced", "b@x.test", "failed", "5.7.1"),
+        ("expired", "b@x.test", "failed", "4.4.7"),
+        ("deferred", "b@x.test", "delayed", "4.2.2"),
+    )
+]
+TABLE = {"a@x.test": [3, 0, 0, 0], "b@x.test": [0, 1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("table", "lost", "twice"),
+    [
+        (TABLE, 0, 0),
+        ({**TABLE, "a@x.test": [2, 0, 0, 0]}, 1, 0),
+        ({**TABLE, "b@x.test": [0, 2, 1, 1]}, 0, 1),
+        ({**TABLE, "b@x.test": [0, 2, 0, 1]}, 1, 1),
+        ({**TABLE, "c@x.test": [0, 0, 0, 4]}, 0, 4),
+        ({}, 6, 0),
+    ],
+    ids=["equal", "lost", "twice", "another-counter", "nobody", "empty"],
+)
+def test_the_consumer_check_sees_what_differs(table: dict[str, list[int]], lost: int, twice: int) -> None:
+    assert accept_consumer.difference(table, accept_consumer.expected(EVENTS)) == (lost, twice)
 
 
 LOAD = Submission(2, "u@sink.test", octets=10)

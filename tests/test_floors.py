@@ -53,7 +53,7 @@ FOREIGN: Mapping[str, frozenset[str]] = {
 }
 COMPOSITION_ROOTS = frozenset({"main", "__main__"})  # one a process: they may also hand out a connection
 BANNED_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"})
-NOT_ROOMS = frozenset({"tests", "benchmarks", "tools", "docs", "systemd", "var", "build"})
+NOT_ROOMS = frozenset({"tests", "benchmarks", "examples", "tools", "docs", "systemd", "var", "build"})
 
 
 @dataclass(frozen=True, slots=True)
