@@ -132,13 +132,13 @@ def lines(facts: Facts, said: Explained) -> list[str]:
     found = [head, f"  {about}{flow.class_}, provider {row.entry.group}"]
     for place, reason in enumerate(said.reasons):
         found.append(f"  {'why' if not place else '   '}     {reason.text}")
-    when = clock(said.next_at) if said.next_at > facts.now else "now" if said.next_at else "not known"
+    when = f"not before {clock(said.next_at)}" if said.next_at > facts.now else "now" if said.next_at else "not known"
     found.append(f"  next    {when}, waits for {said.waits_for}")
     if envelope is not None:
         found.append(f"  until   {clock(envelope.expires_at)}, then it is given up (expired)")
     found.append(f"  from    {said.source}")
     for place, event in enumerate(replies(facts.history)):
-        text = event.diagnostic_code.removeprefix("smtp; ") or event.kind
+        text = event.diagnostic_code.removeprefix("smtp; ").removeprefix("x-tambo; ") or event.kind
         where = " ".join(filter(None, (event.remote_mta, event.source and f"from {event.source}")))
         found.append(
             f"  {'replies' if not place else '       '} {clock(event.at)} {event.kind}: {text} {where}".rstrip()

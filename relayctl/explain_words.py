@@ -90,7 +90,7 @@ def _reasons(facts: Facts, limit: Standing | None) -> Iterator[Reason]:
         yield Reason("deferred", f"due at {clock(entry.due)}, not attempted yet")
     if limit is not None:
         yield Reason("over-limit", _over_limit(facts, limit))
-    if entry.due <= now and not facts.stops:
+    elif entry.due <= now and not facts.stops:
         yield _waiting(facts)
 
 
@@ -134,24 +134,26 @@ def _deferred(facts: Facts) -> Reason:
     grey = any(word in state.reply.lower() for word in _GREY)
     tries = f"{state.attempts} attempt{'s' * (state.attempts != 1)}"
     wait = spelled((due - facts.now) / 1000)
-    what = "greylisted: they want it again later" if grey else "put off by the other side"
+    theirs = "put off by the other side" if state.reply[:3].isdigit() else "not reached"
+    what = "greylisted: they want it again later" if grey else theirs
     text = f"{what}. After {tries} the last reply was: {state.reply or '–'}. Due at {clock(due)}, in {wait}"
     return Reason("greylisted" if grey else "deferred", text)
 
 
 def _over_limit(facts: Facts, limit: Standing) -> str:
     blocked = sum(1 for source in facts.sources if source.usable)
-    who = (
-        "the source's limit is" if blocked == 1 else f"all {blocked} sources of pool {facts.pool} are at a limit; next"
-    )
-    text = f"{who} {limit_text(limit)} at {facts.rule.name}"
-    pace = rate_text(limit)
-    if pace and limit.kind == "messages" and facts.ahead:
-        count, seconds = limit.rate
-        text += (
-            f"; {facts.ahead:,} are before it in its queue, about {spelled(facts.ahead * seconds / count)} at {pace}"
-        )
+    who = "its only usable source is" if blocked == 1 else f"all {blocked} usable sources are"
+    some = ": " if blocked == 1 else "; of them the first to have room: "
+    text = f"over a limit: {who} at what {facts.rule.name} takes{some}{limit_text(limit)}"
+    if wait := _behind(facts, limit):
+        text += f"; {facts.ahead:,} are before it in its queue, which is another {spelled(wait)} at {rate_text(limit)}"
     return text
+
+
+def _behind(facts: Facts, limit: Standing) -> float:
+    """Seconds that those before it take at this pace, as far as it is theirs alone."""
+    count, seconds = limit.rate
+    return facts.ahead * seconds / count if limit.kind == "messages" and count else 0.0
 
 
 def _waiting(facts: Facts) -> Reason:
@@ -184,7 +186,7 @@ def _next(facts: Facts, reasons: Sequence[Reason], limit: Standing | None) -> tu
         return 0, f"a source of pool {facts.pool}"
     times = {row.entry.due: "its time of retry", **{stop.until: f"the end of {stop.key}" for stop in facts.stops}}
     if limit is not None and limit.kind != "connections":
-        times[now + round(limit.wait * 1000)] = f"room under {limit.name}"
+        times[now + round((limit.wait + _behind(facts, limit)) * 1000)] = f"room under {limit.name}"
     at = max(times)
     if limit is not None and limit.kind == "connections" and at <= now:
         return 0, f"a connection to end: {limit_text(limit)}"
