@@ -36,6 +36,7 @@ HEAD = b"From: a@sender.example\r\nTo: b@recipient.example\r\nSubject: benchmark
 class Kept:
     kind: str
     id: str
+    queued: int = 1
 
 
 class KeepsNothing:

@@ -42,6 +42,8 @@ from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 TICKETS = {"bulk": 1000, "transactional": 1300, "emergency": 1600}  # held at most; the better class finds room left
 
+MOST_SOURCES_SAID = 500
+
 log = structlog.get_logger("delivery")
 
 
@@ -382,8 +384,31 @@ class Engine:
         counter = self.metrics.results.get(event.kind)
         if counter is not None:
             counter.labels(event.provider, event.source).inc()
+            self.metrics.paces.add(event.kind)
         if event.kind == "delivered":
+            self.metrics.paces.add(("source", event.source))
+            self.metrics.paces.add(("provider", event.provider))
             self.metrics.latency.observe((event.at - event.received_at) / 1000)
+
+    def live(self) -> dict[str, object]:
+        """For who looks at all processes at once: recipients a second by what became of them, what each source does (open
+        sessions, sites where it rests, delivered a second), what each provider takes."""
+        rates = self.metrics.paces.rates()
+        sessions, resting = Counter[str](), Counter[str]()
+        for site in self._sites.values():
+            sessions.update(site.lines.sources_open())
+            resting.update(site.lines.sources_resting())
+        known = {source.address for pool in self._pools.values() for source in pool}
+        return {
+            "rates": {name: rate for name, rate in rates.items() if isinstance(name, str)},
+            "sources": {
+                one: [sessions[one], resting[one], rates.get(("source", one), (0.0, 0.0))[0]]
+                for one in sorted(known | sessions.keys())[:MOST_SOURCES_SAID]
+            },
+            "providers": {name[1]: rate[0] for name, rate in rates.items() if name[0] == "provider"},
+            "sessions": self._sessions,
+            "in_flight": self._in_flight,
+        }
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────────
 

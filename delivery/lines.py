@@ -142,6 +142,13 @@ class Lines:
     def _level(self, source: Source) -> float:
         return self._served.get(source.address, 0.0) / max(source.weight, 1)
 
+    def sources_open(self) -> list[str]:
+        """One for each session."""
+        return [line.source.address for line in self._open]
+
+    def sources_resting(self) -> list[str]:
+        return [address for address, until in self._resting.items() if until > now()]
+
     # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open_more(self, demand: int, route: Route) -> None:

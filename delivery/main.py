@@ -107,7 +107,7 @@ async def serve(start: Start) -> None:
         async with (
             store,
             start.service(registry, reloader, ready) as service,
-            presence(queue.shards[0], start, reloader, service),
+            presence(queue.shards[0], start, reloader, service, engine.live),
             tapped(queue.shards[0], doors.tap, "delivery"),
         ):
             work = asyncio.create_task(engine.run())

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from delivery.pool import Source
+from mailqueue.paces import Paces
 
 LATENCIES = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86400)
 
 
 class DeliveryMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.paces = Paces()
         by_both = ("provider", "source")
         names = {
             "delivered": "total_messages_delivered_by_provider_and_source",

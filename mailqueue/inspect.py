@@ -64,17 +64,19 @@ def _text(value: object) -> str:
 
 
 async def flows(shard: Shard) -> list[FlowFacts]:
-    names = text_map(await shard.command("HGETALL", shard.prefix + "flow"))
+    names = {
+        name: flow
+        for name, flow in text_map(await shard.command("HGETALL", shard.prefix + "flow")).items()
+        if "\n" in name
+    }
+    rows = [("HMGET", f"{shard.prefix}f:{flow}", "open", "done", "since") for flow in names.values()]
     found = []
-    for name, flow in names.items():
-        if "\n" not in name:
-            continue
-        facts = text_map(await shard.command("HGETALL", f"{shard.prefix}f:{flow}"))
-        if not facts:
+    for (name, flow), facts in zip(names.items(), await shard.commands(rows), strict=True):
+        if facts[0] is None:  # emptied just now
             continue
         letter, account, campaign, pool = name.split("\n")
         class_ = keys.CLASS_NAME[letter]
-        numbers = (int(facts["open"]), int(facts["done"]), int(float(facts["since"])))
+        numbers = (int(facts[0]), int(facts[1]), int(float(facts[2])))
         found.append(FlowFacts(shard.number, flow, class_, account, campaign, pool, *numbers))
     return found
 

@@ -56,6 +56,7 @@ class Process:
     restart: tuple[str, ...] = ()
     trouble: str = ""
     config: str = ""  # the file it reads
+    live: Mapping[str, Any] = field(default_factory=dict)  # figures of its work: rates, sessions (see relayctl top)
 
     @property
     def name(self) -> str:
@@ -63,7 +64,9 @@ class Process:
 
 
 @asynccontextmanager
-async def presence(shard: Shard, start: Start, reloader: Reloader, service: Service) -> AsyncIterator[None]:
+async def presence(
+    shard: Shard, start: Start, reloader: Reloader, service: Service, live: Callable[[], Mapping[str, Any]] = dict
+) -> AsyncIterator[None]:
     """This process says that it is there, from its first moment to the end of its drain."""
     status = f"{service.port[0]}:{service.port[1]}" if service.port else ""
     born = Process(
@@ -88,6 +91,7 @@ async def presence(shard: Shard, start: Start, reloader: Reloader, service: Serv
             changes=dict(islice(reloader.changes.items(), MOST_SAID)),
             restart=_bounded(reloader.restart),
             trouble="; ".join(service.reasons()),
+            live=live(),
         )
 
     said = Presence(shard, facts)

@@ -159,8 +159,8 @@ def _channel(shard: Shard, token: str) -> str:
 
 
 async def listen(shard: Shard, channel: Shard, kind: Kind, value: str, seconds: float) -> AsyncIterator[Batch]:
-    """What is said of ``value`` for so long, as it is said. ``channel``: shard 0 on a connection without time-outs.
-    Raises QueueDown."""
+    """What is said of ``value`` for so long, as it is said; an empty batch first, when every process has heard of it.
+    ``channel``: shard 0 on a connection without time-outs. Raises QueueDown."""
     token = os.urandom(6).hex()
     subscription = channel.client.pubsub()
     until = time.monotonic() + seconds
@@ -169,6 +169,8 @@ async def listen(shard: Shard, channel: Shard, kind: Kind, value: str, seconds: 
         await subscription.subscribe(_channel(shard, token))
         await _register(shard, token, kind, value)
         renewing = asyncio.create_task(_renew(shard, token, kind, value))
+        await asyncio.sleep(LOOK_EVERY_SECONDS * 1.2)
+        yield Batch(())
         while (left := until - time.monotonic()) > 0 and not renewing.done():
             message = await subscription.get_message(ignore_subscribe_messages=True, timeout=min(left, 1.0))
             if message is not None:

@@ -24,6 +24,7 @@ class Census:
             "tambo_queued", "Recipients not yet final, by provider and class", ["provider", "class"], registry=registry
         )
         self._seen: set[Lane] = {("default", class_) for class_ in keys.CLASS_LETTER}
+        self.last: Counter[Lane] = Counter()
 
     async def take(self) -> Counter[Lane]:
         """Raises QueueDown."""
@@ -35,6 +36,7 @@ class Census:
         for lane, count in found.items():
             self._gauge.labels(*lane).set(count)
         self._seen |= found.keys()
+        self.last = found
         return found
 
     async def _of(self, shard: Shard) -> Counter[Lane]:

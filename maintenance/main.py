@@ -30,7 +30,7 @@ async def serve(start: Start) -> None:
 
         async with (
             start.service(registry, reloader, ready) as service,
-            presence(queue.shards[0], start, reloader, service),
+            presence(queue.shards[0], start, reloader, service, work.live),
         ):
             service.started()
             async with asyncio.TaskGroup() as group:

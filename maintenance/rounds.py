@@ -21,6 +21,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.inspect import summary
 from mailqueue.mark_metrics import MarkMetrics
+from mailqueue.paces import Paces
 from mailqueue.queue import Queue
 from mailqueue.reaper import Reaper
 from maintenance.alarms import Alarms
@@ -68,6 +69,7 @@ class Maintenance:
         self.alarms = Alarms(queue.shards[0], registry)
         self._watch = Watch(queue, self.alarms, registry, reloader.loaded)
         self._census = Census(queue.shards, registry)
+        self._paces = Paces()
         self._checks = Checks(queue, self.alarms, registry)
         self._groups = GroupWatch(queue, self.alarms, registry)
         self.trouble = ""
@@ -154,3 +156,12 @@ class Maintenance:
     def _told(self, event: Event) -> None:
         if event.kind == "expired":
             self._expired.inc()
+            self._paces.add("expired")
+
+    def live(self) -> dict[str, object]:
+        """For who looks at all processes at once: recipients expired a second, and the last census."""
+        queued: dict[str, dict[str, int]] = {}
+        for (provider, class_), count in self._census.last.items():
+            if count:
+                queued.setdefault(provider, {})[class_] = count
+        return {"rates": self._paces.rates(), "queued": queued}

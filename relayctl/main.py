@@ -25,6 +25,8 @@ from relayctl import (
 )
 from relayctl.history import history
 from relayctl.reload import reload
+from relayctl.send_test import send_test
+from relayctl.top import top
 from relayctl.trace import trace
 from relayctl.up import up
 
@@ -55,6 +57,8 @@ explain.mount(app, queue.app)
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
 app.command()(history)
+app.command("send-test")(send_test)
+app.command()(top)
 app.command()(trace)
 app.command()(up)
 

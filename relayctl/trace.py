@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Annotated
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from config.addresses import ascii_domain
-from mailqueue.processes import present
+from mailqueue.processes import Process, present
 from mailqueue.queue import Queue
 from mailqueue.traces import Batch, Kind, Line
 from relayctl.audit import Why, audited, record
@@ -41,9 +42,11 @@ def trace(
     kind, value = _subject(account, domain, client)
     length = span(for_)
 
-    async def printing(queue: Queue) -> None:
+    async def printing(queue: Queue, ears: Sequence[Process]) -> None:
         async with aclosing(queue.trace(kind, value, length)) as batches:  # type: ignore[type-var]
             async for batch in batches:
+                if not batch.lines and not batch.dropped:
+                    typer.echo(f"listening to {len(ears)} processes for {for_}; Ctrl-C ends it", err=True)
                 tell(batch, json)
 
     async def work(queue: Queue) -> None:
@@ -52,8 +55,7 @@ def trace(
             typer.echo(f"no {' or '.join(ROLES[kind])} runs that could be listened to", err=True)
             raise typer.Exit(1)
         await record(queue, audited("trace", f"{kind}:{value}", reason, count=len(ears)))
-        typer.echo(f"listening to {len(ears)} processes for {for_}; Ctrl-C ends it", err=True)
-        task = asyncio.ensure_future(printing(queue))
+        task = asyncio.ensure_future(printing(queue, ears))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         with suppress(asyncio.CancelledError):

@@ -55,11 +55,22 @@ async def walk(instance: Instance, shards: Sequence[Shard]) -> AsyncIterator[Ste
     except (aiosmtplib.SMTPException, OSError) as error:
         yield Step(after(), "refused", str(error), failed=True)
         return
-    message_id = reply.rpartition("queued as ")[2].split(" ")[0]
     yield Step(after(), "accepted", f"250 {reply}")
+    async for step in aftermath(shards, id_in(reply), wall, PATIENCE_SECONDS):
+        yield step
+
+
+def id_in(reply: str) -> str:
+    """Of "queued as ID"."""
+    return reply.rpartition("queued as ")[2].split(" ")[0]
+
+
+async def aftermath(shards: Sequence[Shard], message_id: str, wall: int, seconds: float) -> AsyncIterator[Step]:
+    """What became of a message of one recipient that was sent at ``wall`` (Unix ms), until it is final or the time is
+    over; the last step has ``delivered`` or ``failed``."""
     last = "no event came"
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(seconds):
             async for event in follow(shards, f"{max(wall - MARGIN_MS, 0)}-0"):
                 if event.id == message_id:
                     yield (step := step_of(event, wall))
@@ -67,7 +78,8 @@ async def walk(instance: Instance, shards: Sequence[Shard]) -> AsyncIterator[Ste
                         return
                     last = f"the last event is {event.kind}"
     except TimeoutError:
-        yield Step(after(), "waiting", f"not delivered within {PATIENCE_SECONDS:.0f} s; {last}", failed=True)
+        after = int(time.time() * 1000) - wall
+        yield Step(after, "waiting", f"not delivered within {seconds:.0f} s; {last}", failed=True)
 
 
 async def submit(instance: Instance) -> str:

@@ -135,6 +135,7 @@ class SubmissionHandler:
             self.rejected(server, envelope, refusal, message_id=verdict.id)
             return refusal
         self._metrics.messages.inc()
+        self._metrics.paces.add("accepted", verdict.queued)
         if verdict.kind == "queued":
             say(log, received_event(message, server.client.address, prepared.warnings))
             for warning in prepared.warnings:

@@ -51,7 +51,7 @@ async def serve(start: Start) -> None:
         reloader.subscribe(lambda _old, new: relayd.reload(new.settings))
         async with (
             start.service(registry, reloader, ready) as service,
-            presence(queue.shards[0], start, reloader, service),
+            presence(queue.shards[0], start, reloader, service, relayd.live),
             tapped(queue.shards[0], tap, "relayd"),
         ):
             await relayd.start(handed=inherited_sockets())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
+from mailqueue.paces import Paces
+
 _SERVICE = "esmtp_listener"
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -16,6 +18,8 @@ class ListenerMetrics:
     """Children are looked up once here: an increment on the hot path is one call."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.paces = Paces()
+
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, ["service"], registry=registry).labels(_SERVICE)
 

@@ -146,6 +146,10 @@ class Relayd:
         shunned = self._authenticator.shuns(address) and self._accounts.by_address(address) is None
         return replies.TOO_MANY_FAILED_AUTH if shunned else None
 
+    def live(self) -> dict[str, object]:
+        """For who looks at all processes at once: recipients accepted a second, open sessions."""
+        return {"rates": self._metrics.paces.rates(), "sessions": self.sessions}
+
     def _closed(self) -> Reply | None:
         return replies.INTAKE_STOPPED if self._queue.stopped else None
 

@@ -37,6 +37,7 @@ HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(PASSWORD)
 class Kept:
     kind: str
     id: str
+    queued: int = 0
     left: int = 0
     why: str = ""
     limit: str = ""

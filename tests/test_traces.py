@@ -159,6 +159,7 @@ def test_lines_go_from_process_to_listener_and_a_lost_listener_is_forgotten(
 ) -> None:
     monkeypatch.setattr("mailqueue.traces.LEASE_SECONDS", 0.6)
     monkeypatch.setattr("mailqueue.traces.RENEW_EVERY_SECONDS", 0.2)
+    monkeypatch.setattr("mailqueue.traces.LOOK_EVERY_SECONDS", 0.1)
 
     async def scenario() -> None:
         tap = Tap()
@@ -194,7 +195,7 @@ def test_lines_go_from_process_to_listener_and_a_lost_listener_is_forgotten(
 
             shard = queue.shards[0]
             await shard.command("HSET", shard.prefix + "traces", "gone", "1 account a")
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(0.5)
             assert not tap.on, "its time is over"
 
     asyncio.run(scenario())
