@@ -114,6 +114,7 @@ def line(event: Event) -> str:
         event.actor,
         event.verb,
         event.subject,
+        str(event.after) if event.kind == "alarm" else "",
         event.id,
         f"<{whom}>" if "@" in whom else whom,
         event.remote_mta,

@@ -6,6 +6,7 @@ up.json                ports and password, made at the first start and kept; a t
 certificate.pem, key…  self-signed for 127.0.0.1 and localhost: clients load it as their authority
 tambo.toml             the configuration of all roles, written from the above at each start
 endpoints.json         where everything answers, for programs
+archive                what has happened, a segment a day
 queue, sandbox, log    the queue's append-only file; ledger and Maildirs of the sandbox; a log a role
 =====================  ====================================================================================
 """
@@ -191,6 +192,15 @@ sources = [{{ address = "127.0.1.1-127.0.1.48" }}]
 relayd = "127.0.0.1:{ports["relayd"]}"
 delivery = "127.0.0.1:{ports["delivery"]}"
 maintenance = "127.0.0.1:{ports["maintenance"]}"
+
+[archive]
+directory = {text(instance.directory / "archive")}
+
+[streams]
+lag_alarm_seconds = "1m"
+
+[alarms]
+no_progress_seconds = "30s"
 
 [sandbox]
 dns = "127.0.0.1:{ports["dns"]}"

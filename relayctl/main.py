@@ -23,6 +23,7 @@ from relayctl import (
     streams,
     systemd,
 )
+from relayctl.alarms import alarms
 from relayctl.history import history
 from relayctl.reload import reload
 from relayctl.send_test import send_test
@@ -56,6 +57,7 @@ app.add_typer(streams.app, name="streams", help="Groups of consumers of the even
 explain.mount(app, queue.app)
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
+app.command()(alarms)
 app.command()(history)
 app.command("send-test")(send_test)
 app.command()(top)

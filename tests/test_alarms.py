@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
 from mailqueue.alarms import Alarm, raised
 from mailqueue.errors import QueueDown
 from mailqueue.queue import Queue
 from maintenance.alarms import Alarms
+from relayctl.main import app
 from tests.queue_kit import events, opened
 
 
@@ -159,3 +163,25 @@ def test_what_the_queue_never_heard_of_ends_in_the_log(redis_server: Any) -> Non
             assert await told(queue) == []
 
     asyncio.run(scenario())
+
+
+def test_relayctl_shows_those_that_are_on(shared_redis: Any, tmp_path: Path) -> None:
+    config = tmp_path / "tambo.toml"
+    config.write_text(f'[queue]\nurl = "{shared_redis.url}"\n')
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["alarms", *words, "--config", str(config)])
+
+    assert (run("--check").exit_code, run().stdout) == (0, "no alarm is on\n")
+
+    async def ring() -> None:
+        async with opened(shared_redis.url) as queue:
+            await Watch(queue).alarms.set("archive", True, "disk full: [/x]", 3)
+
+    asyncio.run(ring())
+    found = run()
+    assert (found.exit_code, run("--check").exit_code) == (0, 1)
+    assert "archive" in found.stdout
+    assert "disk full: [/x]" in found.stdout
+    (alarm,) = orjson.loads(run("--json").stdout)
+    assert (alarm["name"], alarm["count"], alarm["reason"]) == ("archive", 3, "disk full: [/x]")
