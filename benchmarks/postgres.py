@@ -93,6 +93,8 @@ class Postgres:
         try:
             cursor = connection.cursor()
             cursor.execute(statement)
-            return list(cursor.fetchall())
+            found = list(cursor.fetchall()) if cursor.description else []
+            connection.commit()
+            return found
         finally:
             connection.close()

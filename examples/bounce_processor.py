@@ -19,11 +19,13 @@ import asyncio
 import os
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from config.load import load
+from config.settings import Settings
 from mailqueue.events import Event
 from streams.consumer import Consumer
 from streams.groups import GroupLost, GroupRefused
@@ -110,6 +112,9 @@ class Table:
             self._connection.rollback()
             raise
 
+    def close(self) -> None:
+        self._connection.close()
+
     def _do(self, statement: str, *values: object) -> Any:
         cursor = self._connection.cursor()
         cursor.execute(statement.replace("?", "%s") if self._postgres else statement, values)
@@ -135,7 +140,11 @@ def _postgres(url: str) -> Any:
 
 async def process(options: argparse.Namespace) -> None:
     settings = load(Path(options.config), os.environ).settings
-    table = Table(options.database)
+    with closing(Table(options.database)) as table:
+        await read_into(table, settings, options)
+
+
+async def read_into(table: Table, settings: Settings, options: argparse.Namespace) -> None:
     async with Consumer.open(
         settings,
         group=options.group,

@@ -18,7 +18,7 @@ from relayctl.periods import DateOption, SinceOption, UntilOption, period
 from relayctl.queue import JsonOption, print_json
 from streams import ids, inspection
 from streams.archive import Archive, Segment
-from streams.consumer import archive_of
+from streams.connect import archive_of
 from streams.history import END
 from streams.inspection import Facts
 from streams.segment import SegmentDamaged

@@ -14,7 +14,8 @@ from relayctl.config import PathOption, load_or_exit
 from relayctl.events import line
 from relayctl.lines import Lines
 from relayctl.streams import on_streams, split
-from streams.consumer import Consumer, archive_of
+from streams.connect import archive_of
+from streams.consumer import Consumer
 from streams.groups import Groups, checked_kinds
 from streams.merge import Merge
 from streams.positions import FORMS

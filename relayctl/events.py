@@ -18,7 +18,7 @@ from relayctl.event_filter import Filter
 from relayctl.lines import Lines
 from relayctl.queue import on_queue, print_json
 from streams import ids
-from streams.consumer import archive_of
+from streams.connect import archive_of
 from streams.merged import replay
 from streams.positions import FORMS
 from streams.segment import SegmentDamaged

@@ -12,7 +12,7 @@ from relayctl.config import PathOption, load_or_exit
 from relayctl.events import line
 from relayctl.periods import DateOption, SinceOption, UntilOption, period
 from relayctl.queue import on_queue
-from streams.consumer import archive_of
+from streams.connect import archive_of
 from streams.history import history as found_in
 from streams.segment import SegmentDamaged
 

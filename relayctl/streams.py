@@ -18,7 +18,7 @@ from relayctl.audit import actor, audited
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, on_queue, print_json, said
 from relayctl.spans import moment, spelled
-from streams.consumer import archive_of
+from streams.connect import archive_of
 from streams.groups import Group, GroupLost, GroupRefused, Groups
 from streams.lag import Lag, lags
 from streams.merge import Gap

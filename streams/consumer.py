@@ -29,16 +29,15 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Self
 
 import structlog
 
 from config.settings import Settings
-from mailqueue import scripts, server
 from mailqueue.errors import QueueDown
 from mailqueue.scripts import Shard
 from streams.archive import Archive
+from streams.connect import archive_of, connected
 from streams.groups import Busy, GroupLost, GroupRefused, Groups, Lease, patiently
 from streams.merge import Merge
 from streams.positions import FRESH, by_shard
@@ -293,23 +292,3 @@ class Consumer:
             return
         await self._write()
         await self._lease.leave()
-
-
-def archive_of(settings: Settings) -> Archive | None:
-    return Archive(Path(settings.archive.directory)) if settings.archive.directory else None
-
-
-@asynccontextmanager
-async def connected(settings: Settings, patience: float = 30.0) -> AsyncIterator[list[Shard]]:
-    """All shards on connections of their own. Raises QueueRefused, QueueDown."""
-    queue = settings.queue
-    password = queue.password.get_secret_value() if queue.password else None
-    sources = scripts.load_sources(("group", "behind"))
-    shards = [Shard(scripts.connect(queue.url, password), number, sources) for number in range(queue.shards)]
-    try:
-        await server.await_server(shards[0], queue, patience)
-        yield shards
-    finally:
-        for shard in shards:
-            with suppress(Exception):
-                await shard.client.aclose()
