@@ -1,9 +1,8 @@
-"""A PostgreSQL server of this run's own, of whatever version is unpacked or installed; as another user when we are root."""
+"""A PostgreSQL server of this run's own, unpacked or installed; as nobody when we are root."""
 
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -14,31 +13,38 @@ from typing import Any
 
 from benchmarks.harness import TOOLS, free_port
 
-USER = "nobody"  # PostgreSQL refuses root
-SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "on", "max_connections": "10"}
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "10",
+    "jit": "off",
+    "timezone": "UTC",
+}
+# PostgreSQL refuses root. As nobody it must still find its own programs, wherever this repository lies.
+NOBODY = 65534
+AS_NOBODY = (
+    *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    *("--inh-caps=+dac_override", "--ambient-caps=+dac_override"),
+)
 
 
-def programs() -> Path | None:
-    """Directory of initdb and postgres; None where there are none."""
-    for root in (TOOLS.parent / "root", Path("/")):
-        for found in sorted((root / "usr/lib/postgresql").glob("*/bin/postgres"), reverse=True):
-            return found.parent
-    return None
+def program(name: str) -> Path | None:
+    """initdb or postgres, unpacked or installed; None where there is none."""
+    found = [TOOLS / name, *sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)]
+    return next((path for path in found if path.exists()), None)
 
 
 class Postgres:
     """``with Postgres(directory) as server: server.url``. Its data lie under /tmp, for the other user must reach them."""
 
     def __init__(self, directory: Path) -> None:
-        found = programs()
-        if found is None:
-            raise RuntimeError("no PostgreSQL here: apt-get install postgresql-15, or make tools")
-        self._programs = found
+        if program("postgres") is None:
+            raise RuntimeError("no PostgreSQL here: make tools, or apt-get install postgresql-15")
         self._log = directory.with_suffix(".log")
         self._data = Path(tempfile.mkdtemp(prefix="tambo-pg-", dir="/tmp"))
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._user = pwd.getpwnam(USER) if os.geteuid() == 0 else None
+        self._as_nobody = AS_NOBODY if os.geteuid() == 0 else ()
 
     @property
     def url(self) -> str:
@@ -46,10 +52,12 @@ class Postgres:
 
     def __enter__(self) -> Postgres:
         try:
-            if self._user is not None:
-                os.chown(self._data, self._user.pw_uid, self._user.pw_gid)
+            if self._as_nobody:
+                os.chown(self._data, NOBODY, NOBODY)
             data = str(self._data / "data")
-            self._run("initdb", "-D", data, "-U", "tambo", "-A", "trust", "-E", "UTF8", "--no-sync").wait(60)
+            self._run("initdb", "-D", data, "-U", "tambo", "-A", "trust", "-E", "UTF8", "--no-sync").wait(
+                60
+            )  # says why in the log
             words = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
             self._process = self._run("postgres", "-D", data, "-p", str(self._port), *words)
             self._await_ready()
@@ -64,13 +72,10 @@ class Postgres:
             self._process.wait(30)
         shutil.rmtree(self._data, ignore_errors=True)
 
-    def _run(self, program: str, *words: str) -> subprocess.Popen[bytes]:
-        who: dict[str, Any] = {}
-        if self._user is not None:
-            who = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+    def _run(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as output:
             return subprocess.Popen(
-                [str(self._programs / program), *words], cwd="/tmp", stdout=output, stderr=output, **who
+                [*self._as_nobody, str(program(name)), *words], cwd="/tmp", stdout=output, stderr=output
             )
 
     def _await_ready(self) -> None:

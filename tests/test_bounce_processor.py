@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.accept_consumer import table_of
-from benchmarks.postgres import Postgres, programs
+from benchmarks.postgres import Postgres, program
 from examples.bounce_processor import Table, meaning
 from mailqueue.events import Event
 from streams.groups import Groups
@@ -28,7 +28,7 @@ ADDRESS = "ana@x.test"
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if programs() is None:
+    if program("postgres") is None:
         lacking("no PostgreSQL here (make tools)")
     with Postgres(tmp_path_factory.mktemp("postgres")) as server:
         yield server.url
