@@ -20,7 +20,7 @@ import orjson
 from benchmarks.guessing import PASSWORD, USER
 from benchmarks.harness import REPOSITORY, Relay, scratch
 from benchmarks.outcome import Outcome, arguments, show
-from relayctl.instance import certify
+from relayctl.material import certify
 from relayctl.passwords import hasher
 
 SECONDS, RATE = 60.0, 2000.0

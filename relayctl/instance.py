@@ -4,6 +4,7 @@
 up.lock                flock and pid of the ``up`` that runs; the queue server holds it too
 up.json                ports and password, made at the first start and kept; a taken port is chosen anew
 certificate.pem, key…  self-signed for 127.0.0.1 and localhost: clients load it as their authority
+dkim, return-path.key  what signs: keys of gob.test, made at the first start; the key of signed return paths
 tambo.toml             the configuration of all roles, written from the above at each start
 endpoints.json         where everything answers, for programs
 archive                what has happened, a segment a day
@@ -14,9 +15,7 @@ queue, sandbox, log    the queue's append-only file; ledger and Maildirs of the 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
-import ipaddress
 import os
 import secrets
 import socket
@@ -28,20 +27,19 @@ from pathlib import Path
 from urllib.parse import quote
 
 import orjson
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from relayctl.material import certify, sign, write_private
 from relayctl.passwords import hasher
 
 USER, SENDER, RECIPIENT = "demo", "notices@gob.test", "persona@gmail.test"
 FIRST_HOST = "127.0.2.1"  # of the sandbox
-PORTS = dict.fromkeys(("submission", "relayd", "delivery", "maintenance", "dns"), "127.0.0.1") | {"sandbox": FIRST_HOST}
+SENDING_DOMAIN, RETURN_DOMAIN, COMPLAINTS = "gob.test", "bounces.gob.test", "abuse@gob.test"
+ON_LOCALHOST = ("submission", "returns", "relayd", "inbound", "delivery", "maintenance", "dns")
+PORTS = dict.fromkeys(ON_LOCALHOST, "127.0.0.1") | {"sandbox": FIRST_HOST}
+ROLES = ("relayd", "inbound", "delivery", "maintenance")  # processes with a status port
 PORT_RANGE = range(20_000, 32_000)  # below the ports that the kernel gives to outgoing connections
 LONGEST_SOCKET_PATH = 107  # sun_path of unix(7)
 LOCK_PATIENCE_SECONDS = 5.0
-CERTIFICATE_DAYS = 825
 
 
 class AlreadyRuns(Exception):
@@ -97,6 +95,14 @@ class Instance:
         return self.directory / "tambo.toml"
 
     @property
+    def signing_keys(self) -> Path:
+        return self.directory / "dkim"
+
+    @property
+    def return_path_key(self) -> Path:
+        return self.directory / "return-path.key"
+
+    @property
     def queue_socket(self) -> Path:
         return self.sockets / "queue" / "s"
 
@@ -113,10 +119,11 @@ class Instance:
 
     def endpoints(self, sandbox: Mapping[str, object]) -> dict[str, object]:
         """endpoints.json; ``sandbox`` is what the sandbox says of itself."""
-        metrics = {role: f"127.0.0.1:{self.ports[role]}" for role in ("relayd", "delivery", "maintenance")}
+        metrics = {role: f"127.0.0.1:{self.ports[role]}" for role in ROLES}
         return {
             "submission": [{"address": "127.0.0.1", "port": self.ports["submission"], "tls": "starttls"}],
             "account": {"user": USER, "password": self.password, "sender": SENDER},
+            "returns": {"address": "127.0.0.1", "port": self.ports["returns"], "domain": RETURN_DOMAIN},
             "metrics": metrics,
             "sandbox": dict(sandbox),
             "queue": {"url": self.queue_url},
@@ -132,17 +139,9 @@ def prepared(directory: Path) -> Iterator[Instance]:
         ports, password, password_hash = _remembered(directory / "up.json")
         instance = Instance(directory, sockets, ports, password, password_hash)
         certify(instance.certificate, instance.key)
+        sign(instance.signing_keys, SENDING_DOMAIN, instance.return_path_key)
         write_private(instance.configuration, configuration(instance).encode())
         yield instance
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Whole or not at all, readable by its owner only."""
-    part = path.with_name(path.name + ".part")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(data)
-    part.replace(path)
 
 
 def configuration(instance: Instance) -> str:
@@ -168,10 +167,27 @@ tls = "starttls"
 certificate = {text(instance.certificate)}
 key = {text(instance.key)}
 
+[[relayd.listeners]]
+name = "returns"
+kind = "inbound"
+address = "127.0.0.1"
+port = {ports["returns"]}
+certificate = {text(instance.certificate)}
+key = {text(instance.key)}
+
+[signing]
+directory = {text(instance.signing_keys)}
+return_path_key = {text(instance.return_path_key)}
+
+[inbound]
+domains = ["{RETURN_DOMAIN}"]
+mailboxes = ["{COMPLAINTS}", "postmaster@{SENDING_DOMAIN}"]
+
 [[accounts]]
 name = "{USER}"
 password_hash = {text(instance.password_hash)}
 senders = ["*"]
+return_path = "{RETURN_DOMAIN}"
 class = "bulk"
 classes = ["transactional"]
 
@@ -190,6 +206,7 @@ sources = [{{ address = "127.0.1.1-127.0.1.48" }}]
 
 [metrics]
 relayd = "127.0.0.1:{ports["relayd"]}"
+inbound = "127.0.0.1:{ports["inbound"]}"
 delivery = "127.0.0.1:{ports["delivery"]}"
 maintenance = "127.0.0.1:{ports["maintenance"]}"
 
@@ -253,31 +270,3 @@ def _socket_directory(directory: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tambo-", dir=above) as short:
         (Path(short) / "queue").mkdir()
         yield Path(short)
-
-
-def certify(certificate: Path, key: Path) -> None:
-    """Makes both files unless there is a certificate with a month left."""
-    now = datetime.datetime.now(datetime.UTC)
-    if certificate.exists() and key.exists():
-        there = x509.load_pem_x509_certificate(certificate.read_bytes())
-        if there.not_valid_after_utc - now > datetime.timedelta(days=30):
-            return
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(private, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    write_private(key, secret)
-    write_private(certificate, signed.public_bytes(pem))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from relayctl.instance import RECIPIENT, SENDER, USER, Instance
+from relayctl.instance import RECIPIENT, RETURN_DOMAIN, ROLES, SENDER, USER, Instance
 from relayctl.trail import Step
 
 
@@ -28,7 +28,8 @@ def addresses(console: Console, instance: Instance, sandbox: Mapping[str, object
     rows = {
         "submission": f"127.0.0.1:{ports['submission']}, STARTTLS, authority {instance.certificate}",
         "account": f"{USER}, password {instance.password}, sender {SENDER}",
-        "metrics": ", ".join(f"{role} 127.0.0.1:{ports[role]}" for role in ("relayd", "delivery", "maintenance")),
+        "metrics": ", ".join(f"{role} 127.0.0.1:{ports[role]}" for role in ROLES),
+        "returned mail": f"127.0.0.1:{ports['returns']}, for signed return paths at {RETURN_DOMAIN}",
         "sandbox": f"DNS {sandbox['dns']}, mail hosts at port {sandbox['port']}, ledger {sandbox['ledger']}",
         "mail": f"{sandbox['mail']}",
         "queue": instance.queue_url,

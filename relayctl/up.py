@@ -1,6 +1,6 @@
 """``relayctl up``: every role in the foreground, the sandbox in place of the Internet, all on loopback, no root.
 
-Starts queue server, sandbox, relayd, delivery, maintenance; sends one message through them; waits for SIGINT or
+Starts queue server, sandbox, relayd, inbound, delivery, maintenance; sends one message through them; waits for SIGINT or
 SIGTERM; stops them in :data:`STOPPING`. A second signal kills what still drains, which loses nothing.
 """
 
@@ -27,11 +27,15 @@ from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.queue import Queue
 from relayctl import embedded, paper
 from relayctl.children import Child, StartFailed
-from relayctl.instance import AlreadyRuns, Instance, locked, prepared, write_private
+from relayctl.instance import AlreadyRuns, Instance, locked, prepared
+from relayctl.material import write_private
 from relayctl.trail import walk
+from sandbox.scenario import find
+from sandbox.scenario import load as load_scenario
 
-STOPPING = ("relayd", "delivery", "maintenance", "sandbox", "queue")
-STOP_SECONDS = {"relayd": 60.0, "delivery": 90.0, "maintenance": 30.0, "sandbox": 30.0, "queue": 120.0}
+STOPPING = ("relayd", "delivery", "maintenance", "sandbox", "inbound", "queue")
+STOP_SECONDS = dict.fromkeys(STOPPING, 30.0) | {"relayd": 60.0, "delivery": 90.0, "queue": 120.0}
+MODULES = {"relayd": "relayd", "inbound": "relayd.inbound", "delivery": "delivery", "maintenance": "maintenance"}
 READY_SECONDS = 60.0
 QUEUE_READY_SECONDS = 600.0  # it reads all of its file first
 
@@ -39,22 +43,27 @@ QUEUE_READY_SECONDS = 600.0  # it reads all of its file first
 def up(
     once: Annotated[bool, typer.Option("--once", help="Stop once the message is delivered: exit 0, or 1.")] = False,
     directory: Annotated[Path, typer.Option(help="For queue, logs, certificate and endpoints.json.")] = Path("var"),
+    scenario: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="What happens in the sandbox: relayctl sandbox scenario list.")
+    ] = "",
 ) -> None:
     """Run the whole relay in the foreground, with a sandbox; Ctrl-C drains."""
     directory = directory.absolute()
     try:
+        plan = find(scenario).absolute() if scenario else None
+        load_scenario(plan)  # its faults are told before anything starts
         with locked(directory) as lock, prepared(directory) as instance:
-            code = uvloop.run(serve(instance, lock, once))
+            code = uvloop.run(serve(instance, lock, once, plan))
     except (AlreadyRuns, ValueError, OSError) as error:
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
 
 
-async def serve(instance: Instance, lock: int, once: bool) -> int:
+async def serve(instance: Instance, lock: int, once: bool, scenario: Path | None = None) -> int:
     """From the first process to the last one's end; the exit code."""
     console = Console(width=None if os.isatty(1) else 160, highlight=False)
-    house = House(instance, lock, console)
+    house = House(instance, lock, console, scenario)
     with signals(house):
         work = asyncio.create_task(house.run(once))
         stop = asyncio.create_task(house.stop.wait())
@@ -73,14 +82,15 @@ async def serve(instance: Instance, lock: int, once: bool) -> int:
 
 
 class House:
-    """The five processes of one instance."""
+    """The processes of one instance."""
 
-    def __init__(self, instance: Instance, lock: int, console: Console) -> None:
+    def __init__(self, instance: Instance, lock: int, console: Console, scenario: Path | None = None) -> None:
         self.instance = instance
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
         self._lock = lock
         self._console = console
+        self._scenario = scenario
         self._children: dict[str, Child] = {}
 
     async def run(self, once: bool) -> bool:
@@ -104,13 +114,13 @@ class House:
         said.unlink(missing_ok=True)
         queue = self._start("queue", *embedded.command(instance.directory / "queue", instance.queue_socket))
         options = ["--store", "--control", str(instance.control_socket), "--ready", str(said)]
+        options += ["--scenario", str(self._scenario)] if self._scenario else []
         sandbox = self._start_python("sandbox", "sandbox", *options)
         await queue.ready(partial(embedded.look, instance.queue_socket), QUEUE_READY_SECONDS)
         await sandbox.ready(partial(_there, said), READY_SECONDS)
-        roles = ("relayd", "delivery", "maintenance")
-        for role in roles:
-            self._start_python(role, role)
-        for role in roles:
+        for role, module in MODULES.items():
+            self._start_python(role, module)
+        for role in MODULES:
             await self._children[role].ready(partial(_readyz, instance.ports[role]), READY_SECONDS)
         answer: dict[str, Any] = orjson.loads(said.read_bytes())
         return answer

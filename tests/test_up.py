@@ -128,18 +128,18 @@ def test_once_in_an_empty_home(tmp_path: Path) -> None:
     for words in ("accepted", "queued as", "received", "delivered", "mx1.gmail.test [127.0.2.", "from 127.0.1."):
         assert words in ran.stdout
     stopped = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("stopped")]
-    assert stopped == ["relayd", "delivery", "maintenance", "sandbox", "queue"]
+    assert stopped == ["relayd", "delivery", "maintenance", "sandbox", "inbound", "queue"]
     assert [path.name for path in home.iterdir()] == []
     assert len(list((directory / "sandbox" / "mail" / "gmail.test" / "new").iterdir())) == 1
 
     path = directory / "endpoints.json"
     assert path.stat().st_mode & 0o777 == 0o600
     endpoints = orjson.loads(path.read_bytes())
-    assert list(endpoints) == ["submission", "account", "metrics", "sandbox", "queue"]
+    assert list(endpoints) == ["submission", "account", "returns", "metrics", "sandbox", "queue"]
     (submission,) = endpoints["submission"]
     assert submission == {"address": "127.0.0.1", "port": submission["port"], "tls": "starttls"}
     assert set(endpoints["account"]) == {"user", "password", "sender"}
-    assert set(endpoints["metrics"]) == {"relayd", "delivery", "maintenance"}
+    assert set(endpoints["metrics"]) == {"relayd", "inbound", "delivery", "maintenance"}
     assert endpoints["sandbox"]["dns"].startswith("127.0.0.1:") and endpoints["sandbox"]["port"] > 0
     assert endpoints["queue"]["url"].startswith("unix:///") and len(endpoints["queue"]["url"]) < 107
 
