@@ -20,6 +20,7 @@ from relayctl import (
     queue_list,
     queue_verbs,
     quota,
+    sandbox,
     streams,
     systemd,
 )
@@ -52,6 +53,7 @@ app.add_typer(queue.app, name="queue", help="What is queued, and stopping or hol
 app.add_typer(events.app, name="events", help="What became of the mail.")
 app.add_typer(inbound.app, name="inbound", help="Mail that came back.")
 app.add_typer(intake.app, name="intake", help="Whether new mail is taken.")
+app.add_typer(sandbox.app, name="sandbox", help="An internet in a box, to play and to test with.")
 app.add_typer(systemd.app, name="systemd", help="What systemd is told.")
 app.add_typer(streams.app, name="streams", help="Groups of consumers of the events.")
 explain.mount(app, queue.app)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from pathlib import Path
 
 from sandbox import mailbox
@@ -20,7 +19,6 @@ from sandbox.maildir import Store
 from sandbox.spf import Lookup
 
 QUIET_SECONDS = 0.25
-MOST_WAITING = 100_000  # older ones wait for somebody who asks
 
 
 class Assessor:
@@ -31,13 +29,11 @@ class Assessor:
         self._ledger = ledger
         self._lookup = lookup
         self._suffixes = suffixes
-        self._waiting: deque[Path] = deque(maxlen=MOST_WAITING)
         self._noted = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    def note(self, paths: list[Path]) -> None:
-        """Mail that arrived just now."""
-        self._waiting.extend(paths)
+    def note(self) -> None:
+        """Mail arrived just now."""
         loop = asyncio.get_running_loop()
         self._noted = loop.time()
         if self._task is None or self._task.done():
@@ -69,13 +65,16 @@ class Assessor:
                 await self._task
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
+        """One mail after the other, as long as nothing arrives."""
+        loop, store = asyncio.get_running_loop(), self._store
+        while store is not None:
             calm = self._noted + QUIET_SECONDS - loop.time()
             if calm > 0:
                 await asyncio.sleep(calm)
                 continue
-            path = self._waiting.popleft()
+            if not store.fresh and not store.unpack(most=1):
+                return
+            path = store.fresh.popleft()
             with contextlib.suppress(FileNotFoundError):  # somebody tidies up
                 self.assessed(path)
             self._ledger.flush()

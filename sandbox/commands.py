@@ -80,6 +80,7 @@ class Commands:
         return {
             **sandbox.ledger.report(),
             "behaviours": sandbox.world.moods(),
+            "planned": {plan.name: {"": plan.behaviour, **plan.sources} for plan in sandbox.world.scenario.domains},
             "dns": dict(sandbox.world.dns_modes),
             "limits": sandbox.world.standing(asyncio.get_running_loop().time()),
         }
@@ -152,8 +153,8 @@ class Commands:
             raise NoSuchMail(f"mail {mail.id} was not for {recipient}, but for {', '.join(mail.recipients)}")
         content = mailbox.content(path.read_bytes())
         about = About(mail.reverse_path, recipient, mail.host, mail.source, content, mail.at)
-        reply = await self._sandbox.mailer.send(command.get("shape", "dsn"), about)
-        return {"recipient": recipient, "reverse_path": mail.reverse_path, "reply": reply}
+        to, reply = await self._sandbox.mailer.send(command.get("shape", "dsn"), about)
+        return {"recipient": recipient, "to": to, "reply": reply}
 
     def _store(self) -> Store:
         if self._sandbox.store is None:

@@ -152,8 +152,10 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _flush(self) -> None:
-        """Ledger first, then the replies."""
+        """Ledger and what is kept first, then the replies."""
         self._ledger.flush()
+        if self._shared.store is not None:
+            self._shared.store.flush()
         if self._out:
             if self._transport is not None:
                 self._transport.write(b"".join(self._out))

@@ -15,7 +15,7 @@ import aiosmtplib
 from sandbox.behaviour import Later
 from sandbox.ledger import Ledger
 from sandbox.loopback import require_loopback
-from sandbox.shapes import About, Back, render, shapes
+from sandbox.shapes import About, Back, named, render
 
 MOST_WAITING = 10_000
 TRIES_AFTER = (1.0, 5.0, 15.0, 60.0)  # seconds, where the relay cannot take it now
@@ -31,13 +31,16 @@ class Door:
     port: int
     complaints: str = ""
 
+    def __post_init__(self) -> None:
+        require_loopback(self.address)
+
     @classmethod
     def parse(cls, text: str, complaints: str = "") -> Door:
         """From ``127.0.0.1:2526``; ValueError, also for what is not loopback."""
         host, _, port = text.rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{text!r} is no ADDRESS:PORT")
-        return cls(require_loopback(host.strip("[]")), int(port), complaints)
+        return cls(host.strip("[]"), int(port), complaints)
 
 
 class Mailer:
@@ -45,7 +48,7 @@ class Mailer:
 
     def __init__(self, ledger: Ledger, door: Door | None) -> None:
         self._ledger = ledger
-        self._door = door
+        self.door = door
         self._tasks: set[asyncio.Task[str]] = set()
 
     def later(self, later: Later, about: About) -> None:
@@ -57,15 +60,15 @@ class Mailer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def send(self, shape: str, about: About) -> str:
-        """Now; the relay's reply, or why there is none. ValueError for an unknown shape or when there is no way."""
+    async def send(self, shape: str, about: About) -> tuple[str, str]:
+        """Now; (to whom, the relay's reply). ValueError for an unknown shape or when there is no way."""
         back = self._back(shape, about)
         if isinstance(back, str):
             raise ValueError(back)
         said = await self._try(back)
         self._ledger.returned(shape, back.to, about.recipient, said)
         self._ledger.flush()
-        return said
+        return back.to, said
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -74,9 +77,9 @@ class Mailer:
 
     def _back(self, shape: str, about: About) -> Back | str:
         """The mail, or why there is none."""
-        known = shapes().get(shape)
-        to = self._door.complaints if self._door and known and known.to == "complaints" else about.reverse_path
-        if self._door is None:
+        known = named(shape)
+        to = self.door.complaints if self.door and known.to == "complaints" else about.reverse_path
+        if self.door is None:
             return NOWHERE
         if not to:
             reason = "no address for complaints is known" if about.reverse_path else "the reverse-path is null"
@@ -99,11 +102,11 @@ class Mailer:
 
     async def _try(self, back: Back) -> str:
         """One attempt; "250 …" when it was taken."""
-        assert self._door is not None
+        assert self.door is not None
         try:
             client = aiosmtplib.SMTP(
-                hostname=self._door.address,
-                port=self._door.port,
+                hostname=self.door.address,
+                port=self.door.port,
                 start_tls=False,
                 timeout=SECONDS,
                 local_hostname="mx.test",

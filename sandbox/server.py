@@ -23,6 +23,8 @@ from sandbox.scenario import DnsMode, Scenario, TimelineEntry, load
 from sandbox.world import World
 from sandbox.zones import Zones
 
+UNPACK_SECONDS = 5.0  # at the end; what is still in the spool then is unpacked at the next start
+
 
 class Sandbox:
     """``async with Sandbox(directory) as sandbox: …``; ports are free ones unless given.
@@ -60,6 +62,7 @@ class Sandbox:
         reception = Reception(self.world, self.ledger, self.certificates, self.assessor, self.mailer, self.store)
         self.mail_hosts = MailHosts(reception, port)
         self._control = ControlSocket(self, control) if control else None
+        self._stopped = False
         self._timeline: set[asyncio.Task[None]] = set()
         self._changes: dict[tuple[str, bool, tuple[str, ...]], TimelineEntry] = {}  # those that will be undone
 
@@ -103,6 +106,10 @@ class Sandbox:
         await self.assessor.stop()
         await self.dns.stop()
         await self.mail_hosts.stop()
+        if self.store is not None and not self._stopped:
+            await asyncio.to_thread(self.store.unpack, seconds=UNPACK_SECONDS)
+            self.store.close()
+        self._stopped = True
         self.ledger.close()
 
     async def __aenter__(self) -> Self:

@@ -69,11 +69,17 @@ def names() -> list[str]:
     return sorted(shapes())
 
 
+def named(name: str) -> Shape:
+    """ValueError that lists the shapes."""
+    found = shapes().get(name)
+    if found is None:
+        raise ValueError(f"no shape {name!r}; there are: {', '.join(names())}")
+    return found
+
+
 def render(name: str, about: About, to: str, now: float) -> Back:
     """Goes back in that shape, to an address; ValueError that lists the shapes."""
-    shape = shapes().get(name)
-    if shape is None:
-        raise ValueError(f"no shape {name!r}; there are: {', '.join(names())}")
+    shape = named(name)
     header, _, body = about.content.partition(b"\r\n\r\n")
     local, _, domain = about.recipient.rpartition("@")
     stamp = f"{int(now * 1000):x}.{_number(about):x}"

@@ -58,7 +58,8 @@ def keep(shared: Reception, client: Client, it: Transaction, wire: bytes, now: f
     content, reverse_path = unstuffed(wire), it.reverse_path or ""
     if shared.store is not None:
         received = maildir.trace(client.helo, client.source, client.host.name, client.tls)
-        shared.assessor.note(shared.store.keep(reverse_path, it.recipients, received, content))
+        shared.store.keep(reverse_path, it.recipients, received, content)
+        shared.assessor.note()
     for recipient, later in it.backs:
         about = About(reverse_path, recipient, client.host.name, client.source, content, time.time())
         shared.mailer.later(later, about)

@@ -46,9 +46,9 @@ class Running:
     """An ``up`` in the foreground that has said it is ready."""
 
     @staticmethod
-    def start(directory: Path) -> subprocess.Popen[str]:
+    def start(directory: Path, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*RELAYCTL, "up", "--directory", str(directory)],
+            [*RELAYCTL, "up", "--directory", str(directory), *options],
             stdout=subprocess.PIPE,
             text=True,
             env=environment(directory.parent / "home"),
@@ -93,8 +93,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(directory: Path) -> Iterator[Running]:
-    with Running.start(directory) as process:
+def running(directory: Path, *options: str) -> Iterator[Running]:
+    with Running.start(directory, *options) as process:
         try:
             yield Running(directory, process)
         finally:
