@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from mailqueue.scripts import Shard
 
 STEP = 1000  # entries a call: a millisecond or two, for the server does nothing else meanwhile
 
 
-async def trim(shard: Shard, keep: int, up_to: str = "") -> int:
+async def trim(shard: Shard, keep: int, up_to: str = "", at_once: int = 1) -> int:
     """Takes the oldest events out of the stream until ``keep`` are left (-1 = without that bound), none behind the id
-    ``up_to`` ("" = any); how many went. Raises QueueDown.
+    ``up_to`` ("" = any); how many went. ``at_once``: calls under way together, for who has much to take out. Raises
+    QueueDown.
 
     Nobody trims otherwise: the id of the last entry that is gone (``trimmed`` of the shard's meta) tells readers that
     come too late.
     """
     gone = 0
-    while step := int(await shard.run("trim", [keep, up_to, STEP])):
-        gone += step
+    while step := sum(await asyncio.gather(*(shard.run("trim", [keep, up_to, STEP]) for _ in range(at_once)))):
+        gone += int(step)
     return gone
 
 

@@ -38,7 +38,8 @@ from streams.segment import Batch, Entry
 PAUSE_SECONDS, RETRY_SECONDS = 1.0, 5.0
 LINGER_SECONDS = 30.0  # the longest that an entry waits for others to share a batch
 BATCH, BATCH_BYTES = 10_000, 8 * 1024 * 1024
-PAGE, PAGE_BYTES = 3000, 4 * 1024 * 1024  # read at once
+PAGE, PAGE_BYTES = 5000, 4 * 1024 * 1024  # read at once
+TRIMS = 6  # calls of mailqueue.trimming under way together
 RENEW = 2 / 3  # of the lease left, below which it is taken again before anything is written
 BEHIND_SECONDS = 900.0  # an alarm, even though it is written
 
@@ -57,14 +58,26 @@ class _Reel:
     since: float = 0.0
     page: int = 500
     full: bool = False  # there was more to read
+    batch: list[Entry] = field(default_factory=list)  # being written
+    writing: asyncio.Task[None] | None = None
 
     def resume(self, archived: str) -> None:
         self.archived = self.read = archived
         self.held, self.held_bytes, self.full = [], 0, False
 
+    def hold(self, rows: list[Entry]) -> None:
+        size = sum(len(event) for _, event in rows)
+        if not self.held:
+            self.since = time.monotonic()
+        self.held += rows
+        self.held_bytes += size
+        self.read = rows[-1][0]
+        self.page = min(max(PAGE_BYTES * len(rows) // max(size, 1), 50), PAGE)
+
     def behind(self, now: float) -> float:
         """Seconds since the oldest entry that is not on disk."""
-        oldest = self.held[0][0] if self.held else self.read if self.full else ""
+        waiting = self.batch or self.held
+        oldest = waiting[0][0] if waiting else self.read if self.full else ""
         return max(now - ids.parse(oldest)[0] / 1000, 0.0) if oldest else 0.0
 
 
@@ -120,8 +133,9 @@ class Archiving:
         """Whether there is more to do at once."""
         try:
             more = await step()
-        except QueueDown as down:  # what is held is kept; the lease may be another's when the server is back
+        except QueueDown as down:
             self._say(f"archive: {down}")
+            self._leads = False
             return False
         except ArchiveBusy:
             self._say("")
@@ -134,7 +148,7 @@ class Archiving:
             log.exception("archiving failed")
             self.trouble, self._stuck, self._leads = f"archive: {type(error).__name__}", True, False
             return False
-        self._stuck = self._stuck and any(reel.held for reel in self._reels)
+        self._stuck = self._stuck and any(reel.held or reel.batch for reel in self._reels)
         if not self._stuck:
             self._say("")
         return more
@@ -177,6 +191,7 @@ class Archiving:
         return True
 
     async def _resume(self) -> None:
+        await self._settle()
         self._reels = [_Reel(shard) for shard in self._shards]
         for reel in self._reels:
             archived = await self._in_thread(self._appender.resume, reel.shard.number)
@@ -188,7 +203,15 @@ class Archiving:
         self._retaining.start()
         log.info("archiving", directory=str(self._appender.archive.directory), places=[r.archived for r in self._reels])
 
+    async def _settle(self) -> None:
+        """Nothing is being written any more, whatever came of it."""
+        tasks = [reel.writing for reel in self._reels if reel.writing is not None]
+        for reel in self._reels:
+            reel.writing = None
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _resign(self) -> None:
+        await self._settle()
         self._leads, self._reels = False, []
         self._leading.set(0)
         await self._retaining.stop()
@@ -218,19 +241,18 @@ class Archiving:
     # ── reading, writing, trimming ─────────────────────────────────────────────────────────────────────────────
 
     async def _advance(self, reel: _Reel) -> bool:
+        """Reads on while the last batch is still being written."""
         words = ("XRANGE", reel.shard.events, f"({reel.read}", "+", "COUNT", reel.page)
         rows = [(place.decode(), fields[1]) for place, fields in await reel.shard.command(*words)]
         reel.full = len(rows) == reel.page
         if rows:
-            if not reel.held:
-                reel.since = time.monotonic()
-            size = sum(len(event) for _, event in rows)
-            reel.held += rows
-            reel.held_bytes += size
-            reel.read = rows[-1][0]
-            reel.page = min(max(PAGE_BYTES * len(rows) // max(size, 1), 50), PAGE)
+            reel.hold(rows)
         if self._due(reel):
-            await self._flush(reel)
+            await self._written(reel)
+            reel.batch, reel.held, reel.held_bytes = reel.held, [], 0
+            reel.writing = asyncio.create_task(self._write(reel), name="archive")
+        if reel.writing is not None and (reel.writing.done() or not reel.full):
+            await self._written(reel)
         return reel.full
 
     def _due(self, reel: _Reel) -> bool:
@@ -240,21 +262,32 @@ class Archiving:
 
     async def _flush_all(self) -> bool:
         for reel in self._reels:
+            await self._written(reel)
             if reel.held:
-                await self._flush(reel)
+                reel.batch, reel.held = reel.held, []
+                await self._write(reel)
         return False
 
-    async def _flush(self, reel: _Reel) -> None:
+    @staticmethod
+    async def _written(reel: _Reel) -> None:
+        """The batch that was being written is on disk, or raises what kept it from it."""
+        writing, reel.writing = reel.writing, None
+        if writing is not None:
+            await writing
+
+    async def _write(self, reel: _Reel) -> None:
+        """Whatever goes wrong, what is archived is read from the disk again before anything else is written."""
         if self._lease.left < self._renew and not await self._lease.take():
             raise QueueDown("the archive's lease is another's")
-        written = await self._in_thread(self._write, reel.shard.number, reel.held)
-        self._entries.inc(len(reel.held))
-        self._bytes.inc(sum(batch.end - batch.offset for batch in written))
-        reel.resume(reel.held[-1][0])
-        await self._shards[0].command("HSET", self._shards[0].prefix + "archived", reel.shard.number, reel.archived)
+        written = await self._in_thread(self._append, reel.shard.number, reel.batch)
+        self._entries.inc(len(reel.batch))
+        self._bytes.inc(sum(one.end - one.offset for one in written))
+        reel.archived, reel.batch = reel.batch[-1][0], []
         await self._trim(reel)
+        with suppress(ServerAnswer):  # no memory: there will be some, for what was archived goes
+            await self._shards[0].command("HSET", self._shards[0].prefix + "archived", reel.shard.number, reel.archived)
 
-    def _write(self, shard: int, entries: list[Entry]) -> list[Batch]:
+    def _append(self, shard: int, entries: list[Entry]) -> list[Batch]:
         """In a thread. An index that can't be written is no reason to stop: it is made from the segment later."""
         written = self._appender.append(shard, entries)
         for path in {segment.path for segment, _ in written}:
@@ -267,7 +300,7 @@ class Archiving:
     async def _trim(self, reel: _Reel) -> None:
         """Never what is not archived, whatever is added meanwhile."""
         if reel.archived != "0-0":
-            await trim(reel.shard, self._reloader.settings.archive.keep_in_stream, reel.archived)
+            await trim(reel.shard, self._reloader.settings.archive.keep_in_stream, reel.archived, TRIMS)
 
     async def _in_thread(self, call: Callable[..., Any], *words: Any) -> Any:
         """To its end, even when we are cancelled: what is being written must not be closed under it."""

@@ -10,7 +10,7 @@ import datetime
 import fcntl
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +83,8 @@ class Appender:
         """All of them are on disk when this returns: where. Raises OSError: then none of the batch in question is, and
         :meth:`resume` says from where to go on. The ids must be larger than all before, in order."""
         written = []
-        for day, group in itertools.groupby(entries, key=lambda entry: ids.day(ids.parse(entry[0]))):
-            data = segment.batch(list(group), level)
+        for day, group in _by_day(entries):
+            data = segment.batch(group, level)
             there = self._segment(shard, day)
             try:
                 self._write(there, data)
@@ -161,6 +161,15 @@ class Appender:
         there = self._open.pop(shard, None)
         if there is not None:
             os.close(there.file)
+
+
+def _by_day(entries: Sequence[Entry]) -> Iterator[tuple[datetime.date, Sequence[Entry]]]:
+    first, last = (ids.day(ids.parse(entries[at][0])) for at in (0, -1))
+    if first == last:
+        yield first, entries
+        return
+    for day, group in itertools.groupby(entries, key=lambda entry: ids.day(ids.parse(entry[0]))):
+        yield day, list(group)
 
 
 def sync_directory(directory: Path) -> None:

@@ -29,7 +29,7 @@ Entry = tuple[str, bytes]  # stream id, event as JSON
 
 FORMAT = 1
 PACKED = 1  # flag: written anew after its day was over
-LEVEL, PACKED_LEVEL = 3, 9
+LEVEL, PACKED_LEVEL = 1, 9  # of events, level 3 makes no less than 1 in twice the time, 9 makes a tenth less
 MOST_RAW = 256 * 1024 * 1024  # of one batch, bytes; a damaged length must not cost more memory
 
 _SKIPPABLE = struct.Struct("<II")  # magic number, length of what follows
@@ -97,8 +97,8 @@ def batch_of_lines(raw: bytes, count: int, first: StreamId, last: StreamId, leve
 def line(place: str, event: bytes) -> bytes:
     """The event with its stream id in front; what is no JSON object on one line is wrapped, for nothing is left out."""
     if event.startswith(b'{"') and b"\n" not in event and not event.startswith(_WRAPPED, 1):
-        return b'%s%s",%s\n' % (_BEGIN, place.encode(), event[1:])
-    return b'%s%s",%s%s"}\n' % (_BEGIN, place.encode(), _WRAPPED, base64.b64encode(event))
+        return _BEGIN + place.encode() + b'",' + event[1:] + b"\n"
+    return _BEGIN + place.encode() + b'",' + _WRAPPED + base64.b64encode(event) + b'"}\n'
 
 
 def _framed(magic: int, body: bytes) -> bytes:

@@ -235,3 +235,24 @@ def test_very_large_events_go_in_smaller_batches(shared_redis: Any, tmp_path: Pa
             assert await numbers(queue.shards, Archive(tmp_path / "a")) == {0: list(range(90))}
 
     asyncio.run(scenario())
+
+
+def test_a_server_without_memory_gets_it_back(redis_server: Any, tmp_path: Path) -> None:
+    """What was written while nobody archived has filled it: archiving must not need memory to free some."""
+
+    async def scenario() -> None:
+        async with opened(redis_server.url) as queue:
+            shard = queue.shards[0]
+            await add(shard, 0, 30_000)
+            used = int(redis_server.command("INFO", "memory").split(b"used_memory:")[1].split(b"\r")[0])
+            assert redis_server.command("CONFIG", "SET", "maxmemory", str(used - 100_000)) == b"+OK\r\n"
+            assert redis_server.command("SET", "x", "1").startswith(b"-OOM")
+            async with archiving(queue, tmp_path / "a"):
+                await eventually(lambda: short(shard))
+                assert redis_server.command("SET", "x", "1") == b"+OK\r\n"
+            assert await numbers(queue.shards, Archive(tmp_path / "a")) == {0: list(range(30_000))}
+
+    async def short(shard: Any) -> bool:
+        return await length(shard) < 1200
+
+    asyncio.run(scenario())

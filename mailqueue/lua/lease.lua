@@ -4,6 +4,7 @@
 local key = P .. 'lease:' .. ARGV[1]
 local holder = call('GET', key)
 if holder and holder ~= ARGV[2] then return 0 end
-if ARGV[3] == '0' then return call('DEL', key) end
+local had = call('DEL', key) -- also so that a server without memory, where archiving must go on, lets us set
+if ARGV[3] == '0' then return had end
 call('SET', key, ARGV[2], 'PX', ARGV[3])
 return 1
