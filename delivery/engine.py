@@ -25,6 +25,7 @@ from config.settings import DeliverySettings
 from delivery.attempt import Judge
 from delivery.away import Absences
 from delivery.doors import Doors
+from delivery.live import figures
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, unroutable
 from delivery.pool import Source, pools_of
@@ -41,8 +42,6 @@ from mailqueue.message import CLASSES, QueueItem
 from mailqueue.worker import ClaimRequest, Settlement, Ticket, Worker
 
 TICKETS = {"bulk": 1000, "transactional": 1300, "emergency": 1600}  # held at most; the better class finds room left
-
-MOST_SOURCES_SAID = 500
 
 log = structlog.get_logger("delivery")
 
@@ -391,24 +390,9 @@ class Engine:
             self.metrics.latency.observe((event.at - event.received_at) / 1000)
 
     def live(self) -> dict[str, object]:
-        """For who looks at all processes at once: recipients a second by what became of them, what each source does (open
-        sessions, sites where it rests, delivered a second), what each provider takes."""
-        rates = self.metrics.paces.rates()
-        sessions, resting = Counter[str](), Counter[str]()
-        for site in self._sites.values():
-            sessions.update(site.lines.sources_open())
-            resting.update(site.lines.sources_resting())
-        known = {source.address for pool in self._pools.values() for source in pool}
-        return {
-            "rates": {name: rate for name, rate in rates.items() if isinstance(name, str)},
-            "sources": {
-                one: [sessions[one], resting[one], rates.get(("source", one), (0.0, 0.0))[0]]
-                for one in sorted(known | sessions.keys())[:MOST_SOURCES_SAID]
-            },
-            "providers": {name[1]: rate[0] for name, rate in rates.items() if name[0] == "provider"},
-            "sessions": self._sessions,
-            "in_flight": self._in_flight,
-        }
+        """For who looks at all processes at once."""
+        said = figures(self._sites.values(), self._pools, self.metrics.paces)
+        return said | {"sessions": self._sessions, "in_flight": self._in_flight}
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────────
 

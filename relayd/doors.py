@@ -18,6 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from config.settings import IPNetwork, ListenerSettings, RelaydSettings
+from mailqueue.traces import Tap
 from relayd import replies
 from relayd.listener.connection import Arrival, Connection
 from relayd.listener.gate import Census, Gate
@@ -55,6 +56,10 @@ class Door:
         self._balancers = tuple(ip_network(text) for text in listener.proxy_from)
         self.build = build
 
+    @property
+    def tap(self) -> Tap:
+        return self._doors.tap
+
     def is_balancer(self, address: str) -> bool:
         if not self._balancers:
             return False
@@ -83,12 +88,14 @@ class Doors:
         registry: CollectorRegistry,
         shun: Callable[[str], Reply | None] = lambda _address: None,
         closed: Callable[[], Reply | None] = lambda: None,
+        tap: Tap | None = None,
     ) -> None:
         self._settings = settings
         self._furnish = furnish
         self._metrics = metrics
         self._shun = shun
         self._closed = closed
+        self.tap = tap or Tap()
         self._expiry = Gauge(
             "tambo_certificate_expiry_seconds", "seconds until a listener's certificate expires", ["listener"], registry=registry
         )  # fmt: skip

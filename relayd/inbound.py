@@ -44,7 +44,7 @@ class Inbound:
         self._handler = InboundHandler(store, _addresses(settings), settings.relayd.hostname, self._metrics)
         self._volume = Volume()
         self._tap = tap or Tap()
-        self.doors = Doors(_limits(settings), self._furnish, self._metrics, registry)
+        self.doors = Doors(_limits(settings), self._furnish, self._metrics, registry, tap=self._tap)
 
     async def start(self, handed: Iterable[tuple[str, socket.socket]] = ()) -> None:
         """Listen, all or nothing; OSError or ValueError says why not."""

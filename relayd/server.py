@@ -70,7 +70,7 @@ class Relayd:
         self._handler = SubmissionHandler(queue, self._preparation(*self._checked), self._metrics)
         self._volume = Volume()
         self._tap = tap or Tap()
-        self.doors = Doors(settings.relayd, self._furnish, self._metrics, registry, self._shun, self._closed)
+        self.doors = Doors(settings.relayd, self._furnish, self._metrics, registry, self._shun, self._closed, self._tap)
         Gauge("tambo_intake_stopped", "1 while an operator's word keeps new mail out", registry=registry).set_function(
             lambda: bool(queue.stopped)
         )

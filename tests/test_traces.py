@@ -16,6 +16,7 @@ from delivery.overhear import attend
 from delivery.session import Session
 from delivery.transaction import Transaction
 from mailqueue.traces import MOST_WAITING, Line, Tap, Wanted, tapped
+from relayd import replies
 from relayd.listener.overhear import shown
 from tests.conftest import Certificate
 from tests.listening import PASSWORD, Client, House, listening, run, settings
@@ -125,6 +126,19 @@ def test_a_submission_is_heard_by_account_from_its_beginning(certificate: Certif
             assert "octets of content)\nS 250 2.0.0 queued as" in text and said[-1] == "* connection ended"
             for secret in (PASSWORD, base64.b64encode(PASSWORD.encode()).decode(), "confidential"):
                 assert secret not in text
+
+    run(scenario())
+
+
+def test_who_is_turned_away_at_the_door_is_heard_by_client() -> None:
+    async def scenario() -> None:
+        async with listening(settings_=settings(max_connections_per_address=1)) as house:
+            tap = house.relayd.doors.tap
+            tap.turn([Wanted("c", "client", "127.0.0.1")])
+            first, second = await house.connect(), await house.connect()
+            assert (await first.reply()).startswith("220")
+            assert await second.reply() == str(replies.TOO_MANY_FROM_ADDRESS)
+            assert ("S", "connect", str(replies.TOO_MANY_FROM_ADDRESS)) in heard(tap, "c")
 
     run(scenario())
 

@@ -21,8 +21,10 @@ import structlog
 
 from config.addresses import is_inside
 from mailqueue.failures import client_network
+from mailqueue.traces import Tap
 from relayd import replies
 from relayd.listener.connection import HANDSHAKE_SECONDS, Arrival, Connection
+from relayd.listener.overhear import Overheard
 from relayd.listener.proxy import Header, Malformed, Unsaid
 from relayd.metrics import ListenerMetrics
 from relayd.replies import Reply
@@ -92,6 +94,8 @@ class Door(Protocol):
     name: str
 
     @property
+    def tap(self) -> Tap: ...
+    @property
     def implicit_tls(self) -> ssl.SSLContext | None: ...
     def is_balancer(self, address: str) -> bool: ...
     def join(self) -> Reply | None: ...
@@ -124,13 +128,13 @@ class Gate(asyncio.Protocol):
         peer = plain_address(transport.get_extra_info("peername"))
         refusal = self._door.join()
         if refusal is not None:
-            self._refuse(refusal, transport.write)
+            self._refuse(refusal, peer, transport.write)
             transport.close()
         elif self._door.is_balancer(peer) or self._door.implicit_tls is not None:
             self._take(transport, peer)
         elif (refusal := self._door.claim(peer)) is not None:
             self._door.leave(None)
-            self._refuse(refusal, transport.write)
+            self._refuse(refusal, peer, transport.write)
             transport.close()
         else:
             self._hand_over(transport, Arrival(peer))
@@ -154,10 +158,12 @@ class Gate(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
 
-    def _refuse(self, refusal: Reply, write: Callable[[bytes], object]) -> None:
+    def _refuse(self, refusal: Reply, client: str, write: Callable[[bytes], object]) -> None:
         """In clear; where the client waits for a handshake a reply would be noise, so there it is the end alone."""
         self._metrics.connections_denied.inc()
         self._metrics.rejected(refusal.reason)
+        if self._door.tap.on:
+            Overheard(self._door.tap, self._door.name, client).hear("", "S", str(refusal))
         if self._door.implicit_tls is None:
             with contextlib.suppress(OSError):
                 write(refusal.line)
@@ -176,7 +182,7 @@ class Gate(asyncio.Protocol):
             return
         refusal = self._door.claim(arrival.address)
         if refusal is not None:
-            self._refuse(refusal, connection.send)
+            self._refuse(refusal, arrival.address, connection.send)
             return
         self._counted = arrival.address
         context = self._door.implicit_tls

@@ -1,0 +1,31 @@
+"""What one delivery process does at this moment, for who looks at all of them at once (``relayctl top``)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from delivery.pool import Source
+from delivery.site import Site
+from mailqueue.paces import Paces
+
+MOST_SOURCES = 500
+
+
+def figures(sites: Iterable[Site], pools: Mapping[str, Sequence[Source]], paces: Paces) -> dict[str, object]:
+    """Recipients a second by what became of them; of each source the open sessions, the sites where it rests and what it
+    delivered a second; of each provider what it took a second."""
+    rates = paces.rates()
+    sessions, resting = Counter[str](), Counter[str]()
+    for site in sites:
+        sessions.update(site.lines.sources_open())
+        resting.update(site.lines.sources_resting())
+    known = {source.address for pool in pools.values() for source in pool}
+    return {
+        "rates": {name: rate for name, rate in rates.items() if isinstance(name, str)},
+        "sources": {
+            one: [sessions[one], resting[one], rates.get(("source", one), (0.0, 0.0))[0]]
+            for one in sorted(known | sessions.keys())[:MOST_SOURCES]
+        },
+        "providers": {name[1]: rate[0] for name, rate in rates.items() if name[0] == "provider"},
+    }
