@@ -114,7 +114,7 @@ def test_top_of_a_relay_that_runs(house: Running) -> None:
     send(house, "nobody@dead.test", "--via", "queue", "--for", "1s")
     ran = call(house, "top", "--once", "--json")
     seen = orjson.loads(ran.stdout)
-    assert {one["role"] for one in seen["processes"]} == {"relayd", "delivery", "maintenance"}
+    assert {one["role"] for one in seen["processes"]} >= {"relayd", "delivery", "maintenance"}
     assert seen["backlog"]["open"] == sum(flow["open"] for flow in seen["flows"]) >= 1
     assert seen["queued_by_account"] == {"demo": seen["backlog"]["open"]} and seen["queued_by_class"]["bulk"] >= 1
     assert len(seen["sources"]) == 48 and seen["workers"] and seen["intake"] is None
