@@ -6,6 +6,7 @@ up.json                ports and password, made at the first start and kept; a t
 certificate.pem, key…  self-signed for 127.0.0.1 and localhost: clients load it as their authority
 dkim, return-path.key  what signs: keys of gob.test, made at the first start; the key of signed return paths
 tambo.toml             the configuration of all roles, written from the above at each start
+prometheus.yml         for a Prometheus over the processes
 endpoints.json         where everything answers, for programs
 archive                what has happened, a segment a day
 queue, sandbox, log    the queue's append-only file; ledger and Maildirs of the sandbox; a log a role
@@ -30,6 +31,7 @@ import orjson
 
 from relayctl.material import certify, sign, write_private
 from relayctl.passwords import hasher
+from relayctl.scrape import scrape_config
 
 USER, SENDER, RECIPIENT = "demo", "notices@gob.test", "persona@gmail.test"
 FIRST_HOST = "127.0.2.1"  # of the sandbox
@@ -117,14 +119,18 @@ class Instance:
     def log(self, role: str) -> Path:
         return self.directory / "log" / f"{role}.log"
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Role → where its status port is."""
+        return {role: f"127.0.0.1:{self.ports[role]}" for role in ROLES}
+
     def endpoints(self, sandbox: Mapping[str, object]) -> dict[str, object]:
         """endpoints.json; ``sandbox`` is what the sandbox says of itself."""
-        metrics = {role: f"127.0.0.1:{self.ports[role]}" for role in ROLES}
         return {
             "submission": [{"address": "127.0.0.1", "port": self.ports["submission"], "tls": "starttls"}],
             "account": {"user": USER, "password": self.password, "sender": SENDER},
             "returns": {"address": "127.0.0.1", "port": self.ports["returns"], "domain": RETURN_DOMAIN},
-            "metrics": metrics,
+            "metrics": self.metrics,
             "sandbox": dict(sandbox),
             "queue": {"url": self.queue_url},
         }
@@ -141,6 +147,7 @@ def prepared(directory: Path) -> Iterator[Instance]:
         certify(instance.certificate, instance.key)
         sign(instance.signing_keys, SENDING_DOMAIN, instance.return_path_key)
         write_private(instance.configuration, configuration(instance).encode())
+        write_private(directory / "prometheus.yml", scrape_config(instance.metrics).encode())
         yield instance
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from benchmarks.alert_rules import RULES, metrics_of, rules
+from relayctl.scrape import scrape_config
 
 MINUTES = 40  # of every series: (value before, value after minute 10)
 Series = dict[str, str]
@@ -198,6 +199,16 @@ def test_the_rules_are_valid(tool: Callable[[str], Path]) -> None:
             [tool("promtool"), "check", *command], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_up_writes_for_prometheus_is_valid(tool: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "prometheus.yml"
+    path.write_text(scrape_config({"relayd": "127.0.0.1:20000", "maintenance": "127.0.0.1:20001"}))
+    done = subprocess.run(
+        [tool("promtool"), "check", "config", path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Checking {RULES}" in done.stdout
 
 
 def promtool(tool: Callable[[str], Path], directory: Path, cases: list[Case]) -> subprocess.CompletedProcess[str]:
