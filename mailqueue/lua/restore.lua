@@ -23,7 +23,8 @@ for _ = 1, tonumber(ARGV[1]) do
   for _ = 1, open do
     if new then
       local item = ARGV[at]
-      call('HSET', P .. 'hold', item, string.sub(name, 1, 1) .. '\n' .. flow .. '\n' .. ARGV[at + 1])
+      local said = cjson.decode(ARGV[at + 3])
+      hold(item, string.sub(name, 1, 1), flow, ARGV[at + 1], (said.actor or '') .. '\n' .. (said.reason or ''))
       if ARGV[at + 2] ~= '' then call('SET', P .. 's:' .. item, ARGV[at + 2]) end
       emit(ARGV[at + 3])
     end
