@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -64,6 +65,9 @@ class Lines:
 
     async def _write(self, data: bytes) -> None:
         """In a thread that may be left behind: a reader that has stopped must hold up neither the lease nor the end."""
+        if len(data) <= select.PIPE_BUF and _takes():
+            _put(data)
+            return
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -78,6 +82,14 @@ class Lines:
 
         threading.Thread(target=write, daemon=True).start()
         await done
+
+
+def _takes() -> bool:
+    """Whether so little as PIPE_BUF goes out at once (pipe(7))."""
+    try:
+        return bool(select.select([], [sys.stdout], [], 0)[1])
+    except io.UnsupportedOperation:
+        return False
 
 
 def _put(data: bytes) -> None:

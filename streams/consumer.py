@@ -14,7 +14,8 @@ out of order and at once: what was acknowledged behind one that was not does not
 crash it may. ``position`` is the same whenever an event comes, so a consumer that keeps it can tell.
 
 **Exactly once** is made in the consumer's own database: write what the event says and its position in one transaction,
-pass over what is not behind the position there, and begin from it (``start=[positions]``; a new group begins with the oldest event in shards that have none).
+pass over what is not behind the position there, and begin from it (``start=[positions]``; a new group begins with the
+oldest event in shards that have none).
 
 One consumer reads for a group at a time; others stand by and go on when its lease ends (a ``kill -9``: after
 ``lease_seconds``) or it leaves. One that was stopped for longer and finds itself replaced gets
@@ -47,6 +48,7 @@ from streams.taken import Taken, read
 
 LEASE_SECONDS = 30.0
 MOST_UNACKED = 10_000
+MOST_AHEAD = 10  # times that many are given past the first that is open: what would come again after a crash
 PATIENT_SECONDS = 30.0  # with a consumer that has so many open, before it is said
 LEAVING_SECONDS = 2.0  # for the last acknowledgements when a consumer closes
 _STAND_BY_SECONDS = 1.0
@@ -171,7 +173,7 @@ class Consumer:
             found = [await anext(self)]
         except StopAsyncIteration:
             return []
-        while len(found) < most and self._unacked < self._most_unacked:
+        while len(found) < most and not self._is_full():
             event = self._at_hand()
             if event is None:
                 more = self._merge.at_hand()
@@ -197,13 +199,17 @@ class Consumer:
         return None
 
     async def _until_room(self) -> None:
-        while self._unacked >= self._most_unacked and self._lost is None:
+        while self._is_full() and self._lost is None:
             self._room.clear()
             try:
                 async with asyncio.timeout(PATIENT_SECONDS):
                     await self._room.wait()
             except TimeoutError:
                 log.warning("nothing more is given, for nothing is acknowledged", group=self.group, open=self._unacked)
+
+    def _is_full(self) -> bool:
+        most = self._most_unacked
+        return self._unacked >= most or any(one.span >= MOST_AHEAD * most for one in self._progress.values())
 
     # ── acknowledging ──────────────────────────────────────────────────────────────────────────────────────────
 

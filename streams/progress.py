@@ -10,12 +10,17 @@ class Progress:
 
     def __init__(self, reached: str) -> None:
         self.reached = reached
-        self._open: deque[str] = deque()  # given or skipped above `reached`, in order
+        self._open: deque[str] = deque()  # above `reached`, in order; the first one is given and not acknowledged
         self._unacked: set[str] = set()
 
     @property
     def unacked(self) -> int:
         return len(self._unacked)
+
+    @property
+    def span(self) -> int:
+        """How much is remembered: what was given since the first that is open, acknowledged or not."""
+        return len(self._open)
 
     def give(self, id: str) -> None:
         """Handed out, to be acknowledged."""
@@ -23,11 +28,13 @@ class Progress:
         self._unacked.add(id)
 
     def skip(self, id: str) -> None:
-        """Passed over: acknowledged as soon as it is seen."""
-        if self._open:
+        """Passed over: acknowledged as soon as it is seen. One id stands for all that are done one after the other."""
+        if not self._open:
+            self.reached = id
+        elif self._open[-1] in self._unacked:
             self._open.append(id)
         else:
-            self.reached = id
+            self._open[-1] = id
 
     def ack(self, id: str) -> bool:
         """False when it had been acknowledged before, or was never given."""

@@ -224,6 +224,25 @@ def test_no_more_is_given_than_may_be_open(shared_redis: Any) -> None:
     asyncio.run(scenario())
 
 
+def test_one_event_that_stays_open_ends_the_giving_some_day(shared_redis: Any) -> None:
+    """What is behind it would come again after a crash, and must be remembered until then."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            await write(queue, range(30))
+            async with consumer(queue, most_unacked=2) as events:
+                first = await anext(events)
+                for _ in range(19):
+                    await (await anext(events)).ack()
+                more = asyncio.create_task(anext(events))
+                await asyncio.sleep(0.05)
+                assert not more.done()
+                await first.ack()
+                assert (await asyncio.wait_for(more, 10)).reason == "20"
+
+    asyncio.run(scenario())
+
+
 def test_what_was_trimmed_without_an_archive_is_a_gap_and_says_how_to_go_on(shared_redis: Any) -> None:
     async def scenario() -> None:
         async with opened(shared_redis.url) as queue:

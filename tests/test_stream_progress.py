@@ -35,6 +35,17 @@ def test_an_acknowledgement_counts_once() -> None:
     assert progress.reached == "1-0"
 
 
+def test_what_is_passed_over_takes_no_room() -> None:
+    progress = Progress("0-0")
+    progress.give("1-0")
+    for n in range(2, 1000):
+        progress.skip(f"{n}-0")
+    progress.give("1000-0")
+    assert progress.span == 3
+    progress.ack("1-0")
+    assert (progress.reached, progress.span) == ("999-0", 1)
+
+
 def test_positions_say_their_shard() -> None:
     assert parts(position(3, "1732612345678-5")) == (3, "1732612345678-5")
     assert by_shard(["1-5-0", "0-7-1"], 2) == {1: "5-0", 0: "7-1"}
