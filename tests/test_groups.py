@@ -282,7 +282,8 @@ def archive(directory: Path, rows: Mapping[int, Sequence[Entry]]) -> Archive:
     appender.open()
     try:
         for shard, entries in rows.items():
-            appender.append(shard, entries)
+            if entries:
+                appender.append(shard, entries)
     finally:
         appender.close()
     return Archive(directory)
