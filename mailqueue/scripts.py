@@ -27,6 +27,7 @@ VERBS = (
     "lease",
     "census",
     "restore",
+    "spend",
 )
 QUOTA_VERBS = ("ledger", "rate")
 Argument = bytes | str | int | float

@@ -152,8 +152,7 @@ async def _copy(loaded: Loaded, path: Path, head: Head, show: Callable[[str], No
 async def _restore(loaded: Loaded, queue: Queue, file: Path, head: Head, source: list[Any], know: bool) -> Report:
     settings = loaded.settings
     archive = Archive(Path(settings.archive.directory)) if settings.archive.directory else None
-    kept = {"": settings.archive.days, **settings.archive.days_by_kind}
-    found = await gaps(source, archive, kept, int(time.time() * 1000))
+    found = await gaps(source, archive, settings.archive.days_by_kind, int(time.time() * 1000))
     if found and not know:
         raise QueueRefused(
             "it is not known what happened after the copy was made:\n  " + "\n  ".join(found) + "\nWhatever was "
@@ -168,6 +167,8 @@ async def _restore(loaded: Loaded, queue: Queue, file: Path, head: Head, source:
                 queue.shards,
                 archive,
                 Origin(file.name, head.at),
+                ledger=queue.ledger,
+                zone=settings.quota.timezone,
                 dsn_window_ms=window,
                 progress=lambda done, all_: show(f"{done:,} of {all_:,} messages"),
             )
@@ -214,7 +215,7 @@ def _line(what: str, event: Event, recipients: list[str]) -> bytes:
 def _tell(report: Report, listed: Path, json: bool) -> None:
     lost = sum(len(one.open) for one in report.lost)
     if json:
-        names = ("messages", "held", "by_place", "closed", "notices", "damaged", "keys", "events", "ends")
+        names = ("messages", "held", "by_place", "closed", "notices", "damaged", "keys", "events", "used", "ends")
         said = {name: getattr(report, name) for name in names}
         return print_json({**said, "lost": lost, "untold": len(report.untold), "list": str(listed)})
     typer.echo(f"on hold: {report.held:,} recipients of {report.messages:,} messages {_counts(report.by_place)}")

@@ -17,6 +17,7 @@ from mailqueue import content, keys, restoring
 from mailqueue.content import NO_DICTIONARY
 from mailqueue.events import Event
 from mailqueue.message import Envelope, Message, QueueItem, domain_of
+from mailqueue.quota import Ledger
 from mailqueue.reaper import event_of
 from mailqueue.restoring import Open, Place, Restored
 from mailqueue.scripts import Shard
@@ -24,11 +25,14 @@ from mailqueue.worker import pack_state, unpack_state
 from streams import ids
 from streams.archive import Archive
 from streams.fates import FINAL, Accepted, Fate, Fates, is_open
+from streams.positions import FRESH
 from streams.segment import SegmentDamaged
 from streams.starts import last_id
+from streams.usage import Usage, spend
 
-BATCH, BATCH_BYTES = 100, 4 * 1024 * 1024
-PAGE = 200
+FIRST = ids.parse(FRESH)
+BATCH, BATCH_BYTES = 500, 4 * 1024 * 1024
+PAGE = 500
 TOLD_AFTER_MS = 60_000  # what was due so long before the last event has been told
 _NOTES: Mapping[Place, str] = {
     "queued": "",
@@ -62,6 +66,7 @@ class Report:
     damaged: list[str] = field(default_factory=list)
     keys: int = 0
     events: int = 0
+    used: int = 0  # recipients that quotas paid for since
     lost: list[Accepted] = field(default_factory=list)
     untold: list[Event] = field(default_factory=list)
     ends: int = 0  # Unix ms of the last event known, 0 = none is
@@ -82,6 +87,8 @@ async def gaps(
         oldest = ids.parse(await asyncio.to_thread(archive.oldest, shard.number))
         newest = ids.parse(await asyncio.to_thread(archive.newest, shard.number))
         name, made = f"shard {shard.number}", _clock(copied)
+        if newest == ids.NONE and copied <= FIRST:
+            continue  # nothing has ever happened there
         if newest == ids.NONE:
             found.append(f"{name}: the archive is empty")
         elif oldest > copied:
@@ -99,24 +106,25 @@ def _clock(place: ids.StreamId) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(place[0] / 1000))
 
 
-async def known_since(source: Sequence[Shard], archive: Archive | None, copied: Collection[str]) -> Fates:
+async def known_since(source: Sequence[Shard], archive: Archive | None, copied: Collection[str], usage: Usage) -> Fates:
     """All that happened behind the copy's last events. Raises SegmentDamaged, OSError."""
     fates = Fates(copied)
     for shard in source:
         after = await last_id(shard)
         fates.last = max(fates.last, ids.parse(after)[0])
         if archive is not None:
-            await asyncio.to_thread(_read, archive, shard.number, after, fates)
+            await asyncio.to_thread(_read, archive, shard.number, after, fates, usage)
     return fates
 
 
-def _read(archive: Archive, shard: int, after: str, fates: Fates) -> None:
+def _read(archive: Archive, shard: int, after: str, fates: Fates, usage: Usage) -> None:
     for _, text in archive.read(shard, after):
         try:
             event = Event.from_json(text)
         except (ValueError, TypeError):
             continue  # what is no event tells nothing of a recipient
         fates.add(event)
+        usage.add(shard, event)
 
 
 # ── the work ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,6 +136,8 @@ async def restore(
     archive: Archive | None,
     origin: Origin,
     *,
+    ledger: Ledger,
+    zone: str,
     dsn_window_ms: int,
     reconcile: bool = True,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
@@ -137,7 +147,8 @@ async def restore(
     the target is then to be thrown away."""
     identities = {shard.number: await restoring.message_ids(shard) for shard in source}
     copied = frozenset(one for found in identities.values() for one in found)
-    fates = await known_since(source, archive if reconcile else None, copied)
+    usage = Usage(zone)
+    fates = await known_since(source, archive if reconcile else None, copied, usage)
     report = Report(ends=fates.last, lost=list(fates.accepted.values()), untold=fates.untold(dsn_window_ms))
     await restoring.begin(target[0], origin.text)
     report.keys = await restoring.copy_keys(source[0], target[0])
@@ -150,6 +161,8 @@ async def restore(
             await restoring.put_back(new, batch)
             done += len(batch)
             progress(done, len(copied))
+    await spend(usage, ledger, target, f"used after the copy {origin.name} was made")
+    report.used = usage.total
     await restoring.end(target[0])
     return report
 
@@ -180,7 +193,7 @@ class _Work:
         self._report = report
         self._places = places
         self._notices = notices
-        self._dictionaries: dict[bytes, bytes] = {}
+        self._dictionaries: set[bytes] = set()  # that have been put there
 
     async def batches(self, identities: Sequence[str]) -> AsyncIterator[list[Restored]]:
         batch: list[Restored] = []
@@ -188,7 +201,7 @@ class _Work:
         for first in range(0, len(identities), PAGE):
             for one in await self._page(identities[first : first + PAGE]):
                 batch.append(one)
-                size += len(one.value) + 500 * len(one.open)
+                size += len(one.value) + len(one.dictionary_bytes) + 500 * len(one.open)
                 if len(batch) >= BATCH or size >= BATCH_BYTES:
                     yield batch
                     batch, size = [], 0
@@ -229,10 +242,12 @@ class _Work:
         if not keep and not records:
             return None
         _, dictionary = content.header(value)
+        dictionary_bytes = b""
         if dictionary == NO_DICTIONARY:
             dictionary = b""
         elif dictionary not in self._dictionaries:
-            self._dictionaries[dictionary] = await self._source.command("GET", prefix + b"d:" + dictionary) or b""
+            self._dictionaries.add(dictionary)
+            dictionary_bytes = await self._source.command("GET", prefix + b"d:" + dictionary) or b""
         self._report.messages += bool(keep)
         self._report.held += len(keep)
         self._report.notices += bool(records)
@@ -243,7 +258,7 @@ class _Work:
             flow=keys.flow_name(envelope),
             look_at=look_at,  # a delay that was told is not told again
             dictionary=dictionary,
-            dictionary_bytes=self._dictionaries.get(dictionary, b""),
+            dictionary_bytes=dictionary_bytes,
             recipients=len(envelope.recipients),
             open=tuple(keep),
             records=records,

@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mailqueue.errors import QueueDown, QueueRefused
 from mailqueue.events import Event, about
 from mailqueue.message import Message, QueueItem, State
 from mailqueue.queue import Queue
+from mailqueue.statement import reconcile
 from mailqueue.worker import Settlement
 from relayctl.main import app
 from relayctl.scratch import loaded
@@ -31,6 +33,9 @@ from streams.fates import Fate, Fates, is_open
 from streams.restore import Origin, Report, gaps, restore
 from tests.conftest import RedisServer
 from tests.queue_kit import check_index, claim_all, events, is_empty, message, now_ms, opened, places, working
+from tests.quota_kit import LIMA, account, bags, credit
+from tests.quota_kit import check as check_quota
+from tests.quota_kit import put as quota_put
 from tests.test_reaper import reaper
 
 HEAD = Head(1, 1, 1_795_000_000_000, {"0": "0-1"}, "cola", "valkey 9", "1")
@@ -231,9 +236,9 @@ def test_what_becomes_of_a_key(key: bytes, what: str) -> None:
 # ── there and back ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def copied(queue: Queue, path: Path) -> Path:
+async def copied(queue: Queue, path: Path, shards: int = 1) -> Path:
     await queue.shards[0].command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    with Writer(path, HEAD) as file:
+    with Writer(path, replace(HEAD, shards=shards)) as file:
         await replica.copy(queue.settings, file.write)
         file.finish()
     return path
@@ -241,12 +246,12 @@ async def copied(queue: Queue, path: Path) -> Path:
 
 async def archived(queue: Queue, directory: Path) -> Archive:
     """All the stream holds, appended as maintenance does it."""
-    shard = queue.shards[0]
-    rows = await shard.command("XRANGE", shard.events, "-", "+")
     appender = Appender(directory)
     appender.open()
     try:
-        appender.append(0, [(place.decode(), fields[1]) for place, fields in rows])
+        for shard in queue.shards:
+            rows = await shard.command("XRANGE", shard.events, "-", "+")
+            appender.append(shard.number, [(place.decode(), fields[1]) for place, fields in rows])
     finally:
         appender.close()
     return Archive(directory)
@@ -319,7 +324,9 @@ def test_a_copy_comes_back_on_hold_without_what_is_over(redis_server: RedisServe
     async def back(queue: Queue, path: Path, archive: Archive | None) -> Report:
         async with loaded(path, tmp_path) as (_, source):
             assert await gaps(source, archive, {}, now_ms()) == []
-            return await restore(source, queue.shards, archive, ORIGIN, dsn_window_ms=1000)
+            return await restore(
+                source, queue.shards, archive, ORIGIN, ledger=queue.ledger, zone=LIMA, dsn_window_ms=1000
+            )
 
     def check(report: Report, put: dict[str, Message], new: Message) -> None:
         assert (report.messages, report.held, dict(report.closed)) == (4, 4, {"delivered": 2})
@@ -380,6 +387,41 @@ def test_without_the_archive_s_word_nothing_is_known(redis_server: RedisServer, 
             assert "the archive begins at" in (await gaps(source, late, {}, now_ms()))[0]
             old = now_ms() + 3 * 86_400_000
             assert "events bounced are kept 2 days" in (await gaps(source, early, {"bounced": 2}, old))[1]
+
+    asyncio.run(scenario())
+
+
+def test_quotas_come_back_with_what_was_used_since(redis_server: RedisServer, tmp_path: Path) -> None:
+    """In two shards; one account used what it had, the other what it was credited after the copy."""
+
+    async def scenario() -> None:
+        async with opened(redis_server.url, shards=2) as queue:
+            await credit(queue, 5000, "rrhh")
+            await credit(queue, 10, "salud")
+            for shard in (0, 1):
+                await quota_put(queue, 3, shard=shard)
+            await quota_put(queue, 8, shard=0, account="salud", of=account("salud"))
+            path = await copied(queue, tmp_path / "a.backup", 2)
+            await credit(queue, 1000, "salud")
+            for shard in (0, 1):
+                await quota_put(queue, 40, shard=shard)
+                await quota_put(queue, 50, shard=shard, account="salud", of=account("salud"))
+            used = {name: sum(bag.used for bag in await bags(queue, name)) for name in ("rrhh", "salud")}
+            archive = await archived(queue, tmp_path / "archive")
+            await emptied(queue)
+        async with opened(redis_server.url, shards=2) as queue, loaded(path, tmp_path) as (_, source):
+            report = await restore(
+                source, queue.shards, archive, ORIGIN, ledger=queue.ledger, zone=LIMA, dsn_window_ms=1000
+            )
+            assert report.used == 180
+            assert used == {"rrhh": 86, "salud": 108}
+            for name in used:
+                await check_quota(queue.ledger, queue, name)
+                assert sum(bag.used for bag in await bags(queue, name)) == used[name]
+            assert all(one.agrees for one in await reconcile(queue.ledger, list(used)))
+            assert (await queue.ledger.entries("salud"))[-1]["reason"].startswith("used after the copy")
+            assert (await quota_put(queue, 1, account="salud", of=account("salud"))).kind == "over_quota"
+            assert (await quota_put(queue, 4900)).kind == "queued"
 
     asyncio.run(scenario())
 

@@ -23,7 +23,17 @@ from tests.test_floors import FLOORS, packages_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-PAGES = ("configuration.md", "dkim.md", "events.md", "flow.md", "install.md", "operations.md", "reference.md")
+PAGES = (
+    "backup.md",
+    "capacity.md",
+    "configuration.md",
+    "dkim.md",
+    "events.md",
+    "flow.md",
+    "install.md",
+    "operations.md",
+    "reference.md",
+)
 
 
 def normal(name: str) -> str:

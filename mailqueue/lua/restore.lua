@@ -1,6 +1,7 @@
 -- restore: puts messages of a copy on hold, with the events that say so. For a queue that is being restored.
 -- KEYS: prefix, events. ARGV: n, n × (id, value, flow name, look at ms, dictionary id or "", its bytes or "", recipients,
 -- m, m × (item, destination, state or "", held event), r, r × DSN record, records due ms).
+-- A dictionary's bytes come with the first message that refers to it.
 -- m of the message's recipients are still open; with none of them it is kept for its DSN alone.
 -- Returns how many messages were not there yet; a message that is there is passed over, so a repetition is harmless.
 local at, done = 2, 0
@@ -14,7 +15,7 @@ for _ = 1, tonumber(ARGV[1]) do
     if tonumber(ARGV[at + 6]) > 1 and open > 0 then call('SET', P .. 'n:' .. id, open) end
     if open > 0 then call('ZADD', P .. 'x', look_at, id) end
     if dictionary ~= '' then
-      call('SET', P .. 'd:' .. dictionary, ARGV[at + 5])
+      if ARGV[at + 5] ~= '' then call('SET', P .. 'd:' .. dictionary, ARGV[at + 5]) end
       call('HINCRBY', P .. 'dr', dictionary, 1)
     end
   end
