@@ -11,7 +11,9 @@ import orjson
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
+from mailqueue.errors import QueueDown
 from mailqueue.queue import Queue
 from relayctl.config import PathOption, load_or_exit
 from relayctl.overview import Looker, plain
@@ -35,7 +37,10 @@ def top(
             return
         with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
             while True:
-                live.update(sheet(await looker.look(), rows), refresh=True)
+                try:
+                    live.update(sheet(await looker.look(), rows), refresh=True)
+                except QueueDown as down:  # whoever watches wants to see it come back
+                    live.update(Text(f"the queue server does not answer: {down}", "bold red"), refresh=True)
                 await asyncio.sleep(every)
 
     async def work(queue: Queue) -> None:

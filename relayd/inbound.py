@@ -128,7 +128,7 @@ async def serve(start: Start) -> None:
         reloader.subscribe(take_over)
         async with (
             start.service(registry, reloader, ready) as service,
-            presence(store.shard, start, reloader, service),
+            presence(store.shard, start, reloader, service, lambda: {"sessions": inbound.doors.sessions}),
             tapped(store.shard, tap, "inbound"),
         ):
             await inbound.start(handed=inherited_sockets())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 from contextlib import aclosing
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.route_files import trust
 from config.settings import TimeoutSettings
 from delivery.overhear import attend
 from delivery.session import Session
+from delivery.smarthost import SmarthostSession
 from delivery.transaction import Transaction
 from mailqueue.traces import MOST_WAITING, Line, Tap, Wanted, tapped
 from relayd import replies
@@ -22,6 +25,7 @@ from tests.conftest import Certificate
 from tests.listening import PASSWORD, Client, House, listening, run, settings
 from tests.queue_kit import eventually, opened
 from tests.smtp_peer import peer
+from tests.test_smarthost import KNOWN, smarthost
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,38 @@ def test_a_delivery_is_heard_by_domain() -> None:
         assert "S data 354" in text and "C content (29 octets of content)\nC end-of-data .\nS end-of-data 250" in text
 
     asyncio.run(scenario())
+
+
+def test_a_smarthost_s_password_is_not_heard(certificate: Certificate) -> None:
+    heard_: list[str] = []
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certificate.certificate, certificate.key)
+
+    async def scenario() -> None:
+        async with peer(KNOWN, serving) as server:
+            session = await SmarthostSession.open(
+                smarthost(server.port, trust(str(certificate.certificate))),
+                "127.0.0.1",
+                source=None,
+                hostname="relay.test",
+                timeouts=TimeoutSettings(),
+                ear=lambda who, phase, text: heard_.append(f"{who} {phase} {text}"),
+            )
+            try:
+                result = await session.send(
+                    Transaction("a@b.test", ("c@d.test",), b"Subject: confidential\r\n\r\nhi\r\n")
+                )
+                assert result.recipients[0].delivered
+            finally:
+                await session.quit()
+                await session.wait_closed()
+
+    asyncio.run(scenario())
+    text = "\n".join(heard_)
+    assert "C auth AUTH PLAIN ******\nS auth 235 2.7.0 welcome" in text and "C starttls STARTTLS" in text
+    assert "C mail MAIL FROM:<a@b.test>" in text and "(29 octets of content)\nC end-of-data ." in text
+    for secret in ("clave", base64.b64encode(b"\0relay\0clave").decode(), "confidential"):
+        assert secret not in text
 
 
 def test_lines_go_from_process_to_listener_and_a_lost_listener_is_forgotten(
