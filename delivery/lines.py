@@ -146,8 +146,9 @@ class Lines:
         """One for each session."""
         return [line.source.address for line in self._open]
 
-    def sources_resting(self) -> list[str]:
-        return [address for address, until in self._resting.items() if until > now()]
+    def sources_resting(self) -> dict[str, float]:
+        """Seconds left, by address."""
+        return {address: until - now() for address, until in self._resting.items() if until > now()}
 
     # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────
 

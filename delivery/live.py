@@ -10,16 +10,21 @@ from delivery.site import Site
 from mailqueue.paces import Paces
 
 MOST_SOURCES = 500
+MOST_RESTS = 100  # sites
 
 
 def figures(sites: Iterable[Site], pools: Mapping[str, Sequence[Source]], paces: Paces) -> dict[str, object]:
     """Recipients a second by what became of them; of each source the open sessions, the sites where it rests and what it
-    delivered a second; of each provider what it took a second."""
+    delivered a second, and how many seconds it still rests at which site; of each provider what it took a second."""
     rates = paces.rates()
     sessions, resting = Counter[str](), Counter[str]()
+    rests: dict[str, dict[str, int]] = {}
     for site in sites:
         sessions.update(site.lines.sources_open())
-        resting.update(site.lines.sources_resting())
+        here = site.lines.sources_resting()
+        resting.update(here.keys())
+        if here and len(rests) < MOST_RESTS:
+            rests[site.name] = {address: round(left) for address, left in here.items()}
     known = {source.address for pool in pools.values() for source in pool}
     return {
         "rates": {name: rate for name, rate in rates.items() if isinstance(name, str)},
@@ -27,5 +32,6 @@ def figures(sites: Iterable[Site], pools: Mapping[str, Sequence[Source]], paces:
             one: [sessions[one], resting[one], rates.get(("source", one), (0.0, 0.0))[0]]
             for one in sorted(known | sessions.keys())[:MOST_SOURCES]
         },
+        "rests": rests,
         "providers": {name[1]: rate[0] for name, rate in rates.items() if name[0] == "provider"},
     }

@@ -29,16 +29,18 @@ DNS_SECONDS = 6.0  # for all that is asked
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """One address that could send it. ``limits`` at the site where it would go, () where that is not known."""
+    """One address that could send it. ``limits`` at the site where it would go, () where that is not known. ``rests``:
+    seconds for which no delivery process opens a session from it there, for it was refused."""
 
     source: Source
     stop: Stop | None = None
     other_family: bool = False  # the next hops have no address of its family
+    rests: int = 0
     limits: tuple[Standing, ...] = ()
 
     @property
     def usable(self) -> bool:
-        return self.source.weight > 0 and self.stop is None and not self.other_family
+        return self.source.weight > 0 and self.stop is None and not self.other_family and not self.rests
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,15 @@ class Witness:
         sus = await stopped.suspended(shard, [entry.destination])
         workers = dict(await _workers(shard))
         route = await self._route(entry.destination, entry.flow.pool)
-        rule, pool, sources = await self._sources(shard, row, route, stops, now)
+        processes = tuple(await present(self._queue.shards[0]))
+        rule, pool, sources = await self._sources(shard, row, route, stops, now, processes)
         turn_until, ahead = await _turn(shard, row, now, bool(sus))
         return Facts(
             now=now,
             row=row,
             stops=tuple(stopped.over(entry.flow, entry.destination, entry.group, stops, sus, now)),
             workers=tuple(workers.values()),
-            processes=tuple(await present(self._queue.shards[0])),
+            processes=processes,
             holder=workers.get(entry.epoch) if entry.place == LEASED else None,
             route=route,
             rule=rule,
@@ -116,7 +119,13 @@ class Witness:
         return self._routes[key]
 
     async def _sources(
-        self, shard: Shard, row: Row, route: Route | None, stops: dict[str, Stop], now: int
+        self,
+        shard: Shard,
+        row: Row,
+        route: Route | None,
+        stops: dict[str, Stop],
+        now: int,
+        processes: Sequence[Process],
     ) -> tuple[ProviderRule, str, tuple[SourceFacts, ...]]:
         """The rule of its provider, the pool's name, and each of its addresses; as delivery/engine.py finds them."""
         pool = row.entry.flow.pool
@@ -140,11 +149,18 @@ class Witness:
                     one,
                     halted.get(f"source:{one.address}"),
                     bool(versions and one.address) and one.version not in versions,
+                    _rests(processes, site, one.address),
                     full[place] if full else (),
                 )
                 for place, one in enumerate(found)
             ),
         )
+
+
+def _rests(processes: Sequence[Process], site: str, address: str) -> int:
+    """Seconds until the first of those that deliver may try it again; what a process says is some seconds old."""
+    found = [one.live.get("rests", {}).get(site, {}).get(address, 0) for one in processes if one.role == "delivery"]
+    return min(found, default=0)
 
 
 async def _time(shard: Shard) -> int:

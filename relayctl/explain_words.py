@@ -126,6 +126,13 @@ def _no_source(facts: Facts) -> str:
         assert stop is not None
         until = f"until {clock(stop.until)}" if stop.until else "until resumed"
         return f"every source of pool {facts.pool} is stopped: {stop.key} {until}: {stop.reason}"
+    resting = [source for source in facts.sources if source.rests]
+    if resting:
+        names = ", ".join(source.source.address or "any" for source in resting[:8])
+        soonest = spelled(min(source.rests for source in resting))
+        return (
+            f"sources of pool {facts.pool} were refused there and rest: {names}; the first is tried again in {soonest}"
+        )
     return f"no source of pool {facts.pool} may send there: turned off, stopped, or of another address family"
 
 
@@ -183,7 +190,10 @@ def _next(facts: Facts, reasons: Sequence[Reason], limit: Standing | None) -> tu
     if "no-worker" in codes:
         return 0, "a delivery process"
     if "no-source" in codes:
-        return 0, f"a source of pool {facts.pool}"
+        rests = [source.rests for source in facts.sources if source.rests]
+        return (
+            (now + min(rests) * 1000, "a source to be tried again") if rests else (0, f"a source of pool {facts.pool}")
+        )
     times = {row.entry.due: "its time of retry", **{stop.until: f"the end of {stop.key}" for stop in facts.stops}}
     if limit is not None and limit.kind != "connections":
         times[now + round((limit.wait + _behind(facts, limit)) * 1000)] = f"room under {limit.name}"
@@ -241,6 +251,8 @@ def _source(facts: Facts) -> str:
     else:
         which = "free now" if free else "usable, none free now"
         why += f": {which} {names}{more}; the one with the fewest sessions there, then the least sent for its weight"
+    resting = [f"{one.source.address} ({spelled(one.rests)})" for one in facts.sources if one.rests]
+    why += f"; refused there and resting: {', '.join(resting[:8])}" if resting else ""
     return why + (f"; last time from {state.source}" if state.source else "")
 
 

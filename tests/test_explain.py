@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import smtplib
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from typer.testing import CliRunner
 
 from config.load import Loaded
 from config.settings import RouteSettings, Settings
+from delivery.live import figures
 from delivery.routes import Routes
 from ipreputation.inspect import Standing, binding
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import LimitStore
 from mailqueue import scripts
 from mailqueue.message import State
+from mailqueue.paces import Paces
+from mailqueue.processes import Process
 from mailqueue.queue import Queue
 from mailqueue.selection import Selection
 from mailqueue.worker import Settlement
@@ -136,6 +140,9 @@ def test_what_waits_for_a_pace(play: Any) -> None:
         ahead = (row["next_at"] - now_ms()) / 1000 - limit["wait"]
         assert min(abs(ahead - before * 1800.05) for before in (0, 1, 2)) < 5, "those before it have their turn first"
         assert {one["kind"] for one in row["limits"]} == {"connections", "opening", "messages"}
+        (site,) = [site for site in it.engine._sites.values() if site.name == "google"]
+        site.lines.rest(site.lines.sources[0], "554 5.7.1 blocked")
+        assert figures([site], {}, Paces())["rests"] == {"google": {"127.0.1.1": 600}}
 
     play(story, rules=RULES, pools=ONE_SOURCE)
 
@@ -229,6 +236,36 @@ def test_each_kind_of_suspension(shared_redis: Any, key: str) -> None:
                 await queue.suspend(f"source:{address}", 0, "blocked")
             (row,) = await explain(queue, settings, wanted)
             assert row["codes"][0] == "no-source" and "source:127.0.1.1 until resumed: blocked" in row["why"][0]["text"]
+
+    asyncio.run(scenario())
+
+
+def test_sources_that_rest(shared_redis: Any) -> None:
+    """What delivery processes say of themselves: only where none of them would try is it a reason."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue):
+            one = RouteSettings.model_validate(
+                {"name": "formal", "host": "127.0.0.9", "port": 2525, "tls": "none", "recipient_domains": ["gob.test"]}
+            )
+            settings = settings_of(shared_redis.url).model_copy(update={"routes": (one,)})
+            await queue.put(sent := message("a@gob.test"))
+            shard, wanted = queue.shards[0], Selection(ids=(sent.envelope.id,))
+
+            async def say(name: str, **rests: int) -> None:
+                rests_ = {"route:formal": {address.replace("_", "."): left for address, left in rests.items()}}
+                process = Process("delivery", name, 7, "", 0.0, "1", 1, live={"rests": rests_})
+                said = {**asdict(process), "at": now_ms() / 1000}
+                await shard.command("HSET", shard.prefix + "processes", process.name, orjson.dumps(said))
+
+            await say("a", **{"127_0_1_1": 300, "127_0_1_2": 500})
+            (row,) = await explain(queue, settings, wanted)
+            assert row["codes"][0] == "no-source" and row["waits_for"] == "a source to be tried again"
+            assert "rest: 127.0.1.1, 127.0.1.2; the first is tried again in 5 min" in row["why"][0]["text"]
+            assert abs(row["next_at"] - now_ms() - 300_000) < 5000
+            await say("b", **{"127_0_1_1": 200})
+            (row,) = await explain(queue, settings, wanted)
+            assert row["codes"] == ["due"] and "resting: 127.0.1.1 (3 min 20 s)" in row["source"]
 
     asyncio.run(scenario())
 
