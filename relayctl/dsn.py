@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Annotated
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -53,33 +53,26 @@ def tail(
 
     async def work(queue: Queue) -> None:
         checked_kinds(wanted)
-        if not ack:
+        if ack:
+            whom = owner or (actor() if await Groups(queue.shards[0]).get(group) is None else "")
+            reading = {"group": group, "owner": whom, "kinds": wanted, "start": start, "end": end}
+            await _acknowledged(queue, loaded.settings, reading, json=json)
+        else:
             await _look(queue, loaded.settings, group, wanted, start, end=end, json=json)
-            return
-        reading = Consumer(
-            queue.shards,
-            archive_of(loaded.settings),
-            group=group,
-            owner=owner or (actor() if await Groups(queue.shards[0]).get(group) is None else ""),
-            kinds=wanted,
-            start=start,
-            end=end,
-        )
-        async with reading as events:
-            await _acknowledged(events, json=json)
 
     on_streams(loaded, work)
 
 
-async def _acknowledged(events: Consumer, *, json: bool) -> None:
+async def _acknowledged(queue: Queue, settings: Settings, reading: Mapping[str, Any], *, json: bool) -> None:
     batch: list[Taken] = []
+    async with Consumer(queue.shards, archive_of(settings), **reading) as events:
 
-    async def taken() -> AsyncIterator[Sequence[bytes]]:
-        while found := await events.batch():
-            batch[:] = found
-            yield [_line(event, json=json) for event in found]
+        async def taken() -> AsyncIterator[Sequence[bytes]]:
+            while found := await events.batch():
+                batch[:] = found
+                yield [_line(event, json=json) for event in found]
 
-    await Lines().print_all(taken(), lambda: events.ack(batch))
+        await Lines().print_all(taken(), lambda: events.ack(batch))
 
 
 async def _look(

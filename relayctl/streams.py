@@ -44,12 +44,13 @@ def on_streams(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None
 @app.command("list")
 def list_(config: PathOption = None, json: JsonOption = False) -> None:
     """All groups and how far each is behind."""
+    loaded = load_or_exit(config)
 
     async def work(queue: Queue) -> None:
         groups = await Groups(queue.shards[0]).all()
         found = await lags(queue.shards, groups, int(time.time() * 1000))
         if json:
-            print_json([plain(group, found[group.name]) for group in groups])
+            print_json([plain(group, found[group.name], loaded) for group in groups])
             return
         table = Table("group", "owner", "kinds", "read by", "last read", "behind", "events", box=None, pad_edge=False)
         for group in groups:
@@ -58,25 +59,26 @@ def list_(config: PathOption = None, json: JsonOption = False) -> None:
             table.add_row(*map(Text, words), spelled(lag.seconds), str(lag.events))
         Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
-    on_streams(load_or_exit(config), work)
+    on_streams(loaded, work)
 
 
 @app.command()
 def show(name: GroupName, config: PathOption = None, json: JsonOption = False) -> None:
-    """One group, with its position in each shard."""
+    """One group, with its position in each shard and when it is forgotten if nobody reads."""
+    loaded = load_or_exit(config)
 
     async def work(queue: Queue) -> None:
         group = await _group(queue, name)
-        record = plain(group, (await lags(queue.shards, [group], int(time.time() * 1000)))[name])
+        record = plain(group, (await lags(queue.shards, [group], int(time.time() * 1000)))[name], loaded)
         if json:
             print_json(record)
             return
-        for key in ("created", "read"):
+        for key in ("created", "read", "expires"):
             record[key] = moment(record[key] / 1000)
         for key, value in record.items():
             typer.echo(f"{key:<13} {', '.join(value) or '–' if isinstance(value, list) else value or '–'}")
 
-    on_streams(load_or_exit(config), work)
+    on_streams(loaded, work)
 
 
 @app.command()
@@ -141,9 +143,11 @@ def rewind(
     on_streams(loaded, work)
 
 
-def plain(group: Group, lag: Lag) -> dict[str, Any]:
-    """As JSON has it."""
-    return {**group.plain(), "reads": reader(group), "lag_events": lag.events, "lag_seconds": round(lag.seconds, 3)}
+def plain(group: Group, lag: Lag, loaded: Loaded) -> dict[str, Any]:
+    """As JSON has it. ``expires``: when it is forgotten if nobody reads until then."""
+    expires = group.read + int(loaded.settings.streams.group_expire_seconds * 1000)
+    behind = {"lag_events": lag.events, "lag_seconds": round(lag.seconds, 3)}
+    return {**group.plain(), "expires": expires, "reads": reader(group), **behind}
 
 
 def reader(group: Group) -> str:

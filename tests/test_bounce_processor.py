@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,3 +146,32 @@ def test_one_that_was_stopped_past_its_lease_is_replaced_and_changes_nothing(sha
                 process.kill()
             process.communicate()
     assert table_of(str(database)) == {ADDRESS: [0, 120, 0, 0]}
+
+
+@pytest.mark.parametrize("page", ["docs/dsn-stream.md", "docs/es/dsn-stream.md"])
+def test_the_program_of_the_documentation_runs(shared_redis: Any, tmp_path: Path, page: str) -> None:
+    config = tmp_path / "tambo.toml"
+    config.write_text(f'[queue]\nurl = "{shared_redis.url}"\n')
+    found = re.search(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    assert found is not None
+    program = found[1].replace("/etc/tambo/tambo.toml", str(config))
+    assert program != found[1]
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            owner = re.search(r'owner="([^"]+)"', program)
+            assert owner is not None
+            await Groups(shard).create("crm", owner[1], (), {0: "0-1"})
+            for kind in ("delivered", "bounced"):
+                event = Event(kind, 1, recipient=ADDRESS, status="5.1.1")
+                await shard.command("XADD", shard.events, "*", "e", event.to_json())
+
+    asyncio.run(scenario())
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline().split()[1:] == [ADDRESS.encode(), b"5.1.1"]
+        finally:
+            running.kill()
