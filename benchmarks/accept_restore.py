@@ -9,7 +9,7 @@ final is exactly what the list says. The counter-check restores the same copy wi
 With --crash the server is killed in the midst of delivery and nothing is archived any more: only what was settled in the
 archive's last moments may come twice.
 
-    python -m benchmarks.accept_restore [--messages 6000] [--crash]
+    python -m benchmarks.accept_restore [--messages 3000] [--crash]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sandbox.control import tell
 from sandbox.receipts import Receipts
 from streams.archive import Archive
 
-MESSAGES = 6000
+MESSAGES = 3000
 ACCOUNTS = {"carga": "127.0.0.1", "nunca": "127.0.7.1"}
 # luego.test takes mail from some time after the copy on, tarde.test only after the restore, rebota.test bounces from then on, basura.test is removed by hand.
 DOMAINS = (
@@ -70,7 +70,7 @@ def relay(directory: Path) -> Relay:
         settings={
             "archive": {"directory": str(directory / "archive")},
             "queue": {"url": f"unix://{directory}/s", "lease_seconds": 3, "disk_mark_mb": 0},
-            "delivery": {"retry": {"steps_seconds": [2, 4], "jitter": 0.0}},
+            "delivery": {"retry": {"steps_seconds": [1, 2], "jitter": 0.0}},
         },
         accounts=[
             {"name": "carga", "networks": ["127.0.0.0/24"]},
@@ -119,7 +119,7 @@ def live(world: Relay, client: Client, messages: int, copy: Path, crash: bool) -
         return seen
     load.wait()
     await_that(lambda: received(world, "luego.test") >= expected(client, "luego.test"), 120)
-    await_that(lambda: left(world) <= expected(client, "tarde.test"), 120)
+    await_that(lambda: world.queued() <= waiting(client, "tarde.test"), 120)
     return seen
 
 
@@ -137,9 +137,9 @@ def receipts(world: Relay) -> Counter[Pair]:
     return Receipts(world.directory / "sandbox" / "ledger.jsonl").deliveries()
 
 
-def left(world: Relay) -> int:
-    """Recipients that are not final."""
-    return int(orjson.loads(relayctl(world, "queue", "summary", "--json"))["open"])
+def waiting(client: Client, domain: str) -> int:
+    """Messages with a recipient there."""
+    return sum(any(to.endswith("@" + domain) for to in one.recipients) for one in client.accepted.values())
 
 
 def lose(world: Relay, crash: bool) -> None:
@@ -160,8 +160,11 @@ def come_back(world: Relay, copy: Path, listed: Path, *words: str) -> dict[str, 
     """An empty server, the copy on hold, and the roles."""
     world.start_server()
     said = relayctl(world, "queue", "restore", str(copy), "--hold", "--lost", str(listed), "--json", *words)
-    for role in ("relayd", "delivery", "maintenance"):
-        world.start(role)
+    roles = ("relayd", "delivery", "maintenance")
+    for role in roles:
+        world.start(role, wait=False)
+    for role in roles:
+        world.await_ready(role)
     report: dict[str, Any] = orjson.loads(said)
     return report
 
@@ -268,7 +271,7 @@ def rate(client: Client, since: float, until: float) -> float:
 # ── the run ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run(messages: int, directory: Path, crash: bool = False) -> Outcome:
+def run(messages: int, directory: Path, crash: bool = False, counter: bool = True) -> Outcome:
     outcome = Outcome("restore", full=messages >= MESSAGES and not crash)
     copy = directory / "day.backup"
     client = Client((world := relay(directory)).submission, directory / "client.jsonl", ACCOUNTS, DOMAINS, seed=7)
@@ -283,7 +286,7 @@ def run(messages: int, directory: Path, crash: bool = False) -> Outcome:
         for role in ("relayd", "delivery", "maintenance"):
             world.processes[role].stop()
         judge(outcome, world, client, seen, then, crash)
-        if not crash:
+        if counter and not crash:
             outcome.check(*counter_check(world, client, copy, directory))
     return outcome
 

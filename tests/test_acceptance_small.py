@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import accept_consumer, accept_path, accept_quota, accept_signing, accept_sources, accept_sync, opendkim
+from benchmarks import (
+    accept_consumer,
+    accept_path,
+    accept_quota,
+    accept_restore,
+    accept_signing,
+    accept_sources,
+    accept_sync,
+    opendkim,
+)
 from benchmarks.accept_sources import SETTINGS, busiest, over_ms
 from benchmarks.harness import scratch
 from benchmarks.load import Received, Submission
@@ -95,6 +104,13 @@ TABLE = {"a@x.test": [3, 0, 0, 0], "b@x.test": [0, 1, 1, 1]}
 )
 def test_the_consumer_check_sees_what_differs(table: dict[str, list[int]], lost: int, twice: int) -> None:
     assert accept_consumer.difference(table, accept_consumer.expected(EVENTS)) == (lost, twice)
+
+
+def test_a_restored_copy_sends_nothing_twice() -> None:
+    with scratch("restore") as directory:
+        outcome = accept_restore.run(120, directory, counter=False)
+    assert len(outcome.checks) == 8
+    assert outcome.holds, outcome.checks
 
 
 LOAD = Submission(2, "u@sink.test", octets=10)

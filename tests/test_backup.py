@@ -31,7 +31,7 @@ from streams.appender import Appender
 from streams.archive import Archive
 from streams.fates import Fate, Fates, is_open
 from streams.restore import Origin, Report, gaps, restore
-from tests.conftest import RedisServer
+from tests.conftest import Certificate, RedisServer
 from tests.queue_kit import check_index, claim_all, events, is_empty, message, now_ms, opened, places, working
 from tests.quota_kit import LIMA, account, bags, credit
 from tests.quota_kit import check as check_quota
@@ -120,6 +120,34 @@ def test_the_servers_own_file_comes_through_the_connection(
             await replica.copy(settings.model_copy(update={"password": None}), lambda _: None)
 
     assert server.process is not None
+    asyncio.run(scenario())
+
+
+def test_the_copy_comes_by_tls(
+    make_redis_server: Callable[..., RedisServer], certificate: Certificate, tmp_path: Path
+) -> None:
+    """Debian's server: the embedded one is built without."""
+    port = free_port()
+    make_redis_server(
+        "redis",
+        bind="127.0.0.1",
+        tls_port=str(port),
+        tls_cert_file=str(certificate.certificate),
+        tls_key_file=str(certificate.key),
+        tls_auth_clients="no",
+        repl_diskless_sync_delay="0",
+    )
+    url = f"rediss://localhost:{port}/0"
+
+    async def scenario() -> None:
+        with Writer(tmp_path / "a.backup", HEAD) as file:
+            taken = await replica.copy(QueueSettings(url=f"{url}?ssl_ca_certs={certificate.certificate}"), file.write)
+            file.finish()
+        assert taken > 50
+        assert backup_file.verify(tmp_path / "a.backup") == HEAD
+        with pytest.raises(QueueDown, match="certificate"):
+            await replica.copy(QueueSettings(url=url), lambda _: None)
+
     asyncio.run(scenario())
 
 
