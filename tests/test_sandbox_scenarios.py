@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from typer.testing import CliRunner
 
 from relayctl.main import app
@@ -111,3 +112,32 @@ def test_changes_end_unless_another_came_between(tmp_path: Path) -> None:
 
     plan = {"domains": [{"name": "gob.test", "sources": {"127.0.1.5": "busy"}}]}
     with_sandbox(tmp_path, scenario, extra=plan, control=tmp_path / "c")
+
+
+def test_launch_day_as_a_provider_plays_it(tmp_path: Path) -> None:
+    """The first day's figures of each provider, by source address; the others' words beyond."""
+
+    async def one(sandbox: Sandbox, host: str, source: str, domain: str) -> str:
+        async with dialogue(sandbox, host, source) as client:
+            await client.greet()
+            return str(await client.send(f"a@{domain}"))
+
+    async def scenario(sandbox: Sandbox) -> None:
+        for host, most, beyond in (
+            ("mx1.gmail.test", 20, "421 4.7.28 Unusual rate of mail from your IP address [127.0.1.1]"),
+            ("mx2.outlook.test", 10, "451 4.7.651 The mail server [127.0.1.1]"),
+            ("mx3.yahoo.test", 15, "421 4.7.0 [TSS04] Messages from 127.0.1.1"),
+            ("mx1.icloud.test", 10, "421 4.7.0 [HCM1]"),
+        ):
+            domain = host.partition(".")[2]
+            said = [await one(sandbox, host, "127.0.1.1", domain) for _ in range(most + 1)]
+            assert [reply[:4] for reply in said[:most]] == ["250 "] * most
+            assert said[most].startswith(beyond)
+            assert (await one(sandbox, host, "127.0.1.2", domain)).startswith("250")
+            assert sandbox.ledger.accepted[domain, "127.0.1.1"] == most
+
+    async def run() -> None:
+        async with Sandbox(tmp_path, load(find("launch-day"))) as sandbox:
+            await scenario(sandbox)
+
+    uvloop.run(run())
