@@ -56,6 +56,18 @@ async def suspended(shard: Shard, destinations: Collection[str]) -> dict[str, St
     return {one: Stop.read(f"destination:{one}", value) for one, value in zip(wanted, values, strict=True) if value}
 
 
+async def some_suspended(shards: Sequence[Shard], most: int) -> list[Stop]:
+    """Up to ``most`` destinations that are suspended, whichever come first. Raises QueueDown."""
+    found: dict[str, Stop] = {}
+    for shard in shards:
+        async for rows in hash_pages(shard, "sus"):
+            for name, value in rows:
+                found.setdefault(name.decode(), Stop.read(f"destination:{name.decode()}", value))
+            if len(found) >= most:
+                return list(found.values())[:most]
+    return list(found.values())
+
+
 def over(
     flow: Flow, destination: str, group: str, stopped: Mapping[str, Stop], sus: Mapping[str, Stop], now: int
 ) -> list[Stop]:

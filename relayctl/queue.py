@@ -19,7 +19,7 @@ from rich.console import Console
 from config.durations import seconds
 from config.load import Loaded
 from config.schema import nearest
-from mailqueue import inspect
+from mailqueue import inspect, stopped
 from mailqueue.errors import QueueDown, QueueRefused, ServerAnswer
 from mailqueue.message import Envelope
 from mailqueue.queue import Queue
@@ -30,6 +30,7 @@ from relayctl.config import PathOption, load_or_exit
 
 app = typer.Typer(no_args_is_help=True)
 
+SHOWN = 100  # suspended destinations
 PATIENCE_SECONDS = 2.0  # for a server that is not there
 KINDS = {
     "flow": "flow:<id>",
@@ -69,14 +70,15 @@ def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
 
 @app.command()
 def summary(config: PathOption = None, json: JsonOption = False) -> None:
-    """Counts of the whole queue, its flows, what is suspended, who works."""
+    """Counts of the whole queue, its flows, what is suspended (of destinations a hundred at most), who works."""
 
     async def work(queue: Queue) -> None:
         facts = await inspect.summary(queue.shards)
+        shown = await stopped.some_suspended(queue.shards, SHOWN)
         if json:
-            print_json({**_plain(facts), "open": facts.open})
+            print_json({**_plain(facts), "open": facts.open, "suspended_destinations": [_plain(one) for one in shown]})
         else:
-            sheets.summary(_console(), facts, time.time())
+            sheets.summary(_console(), facts, time.time(), shown)
 
     on_queue(load_or_exit(config), work)
 

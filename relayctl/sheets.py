@@ -11,9 +11,10 @@ from rich.text import Text
 
 from mailqueue.inspect import ItemFacts, Summary
 from mailqueue.message import Envelope
+from mailqueue.stopped import Stop
 
 
-def summary(console: Console, facts: Summary, now: float) -> None:
+def summary(console: Console, facts: Summary, now: float, destinations: Sequence[Stop] = ()) -> None:
     """``now`` in Unix seconds."""
     counts = {
         "recipients open": facts.open,
@@ -33,10 +34,11 @@ def summary(console: Console, facts: Summary, now: float) -> None:
     lanes = _table("lane", "flows")
     for lane, size in sorted(facts.lanes.items()):
         lanes.add_row(Text(lane), str(size))
-    stops = _table("suspended", "until", "reason")
+    stops = _table("suspended", "until", "by", "reason")
     for key, value in sorted(facts.stops.items()):
-        until, _, reason = value.partition(" ")
-        stops.add_row(Text(key), clock(int(until)) if int(until) else "resumed", Text(reason))
+        _add_stop(stops, Stop.read(key, value.encode()))
+    for stop in sorted(destinations, key=lambda stop: (stop.by_relay, stop.key)):
+        _add_stop(stops, stop)
     workers = _table("worker", "lease ends in")
     for name, left in sorted(facts.workers.items()):
         workers.add_row(Text(name), f"{left:.0f} s")
@@ -44,6 +46,11 @@ def summary(console: Console, facts: Summary, now: float) -> None:
         if table.row_count:
             console.print()
             console.print(table)
+
+
+def _add_stop(table: Table, stop: Stop) -> None:
+    until = clock(stop.until) if stop.until else "resumed"
+    table.add_row(Text(stop.key), until, "relay" if stop.by_relay else "operator", Text(stop.reason))
 
 
 def message(console: Console, envelope: Envelope, items: Sequence[ItemFacts]) -> None:

@@ -263,6 +263,9 @@ def test_suspend_and_resume(shared_redis: Any, relayctl: Relayctl) -> None:
     assert relayctl("queue", "resume", "account:one", "--reason", "settled").exit_code == 1
     assert relayctl("queue", "suspend", "destination:X.test", "--reason", "they asked").exit_code == 0
     assert claimable(shared_redis.url) == []
+    (one,) = orjson.loads(relayctl("queue", "summary", "--json").stdout)["suspended_destinations"]
+    assert one == {"key": "destination:x.test", "until": 0, "reason": "they asked", "by_relay": False}
+    assert "operator" in relayctl("queue", "summary").stdout
     assert relayctl("queue", "resume", "destination:x.TEST.", "--reason", "settled").exit_code == 0
     assert claimable(shared_redis.url) == ["a@x.test", "b@x.test"]
     tail = relayctl("events", "tail", "--from", "0", "--end").stdout
