@@ -68,7 +68,11 @@ class Writer:
     def __enter__(self) -> Self:
         if self._path.exists():
             raise FileExistsError(f"{self._path} is there already")
-        descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            why = "is there: another copy is being made, or one was broken off; remove it then"
+            raise FileExistsError(f"{self._part} {why}") from None
         self._file: BinaryIO = os.fdopen(descriptor, "wb")
         text = orjson.dumps(asdict(self._head))
         self._put(_MAGIC + len(text).to_bytes(4, "big") + text)

@@ -30,6 +30,7 @@ from relayctl.scratch import loaded
 from streams.appender import Appender
 from streams.archive import Archive
 from streams.fates import Fate, Fates, is_open
+from streams.merged import replay
 from streams.restore import Origin, Report, gaps, restore
 from tests.conftest import Certificate, RedisServer
 from tests.queue_kit import check_index, claim_all, events, is_empty, message, now_ms, opened, places, working
@@ -61,8 +62,12 @@ def test_the_file_is_whole_and_its_owners_alone(tmp_path: Path) -> None:
     assert b"".join(pieces) == RDB
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [one.name for one in tmp_path.iterdir()] == ["a.backup"]
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="is there already"):
         written(path)
+    (tmp_path / "b.backup.part").touch()
+    with pytest.raises(FileExistsError, match="another copy is being made"):
+        written(tmp_path / "b.backup")
+    assert (tmp_path / "b.backup.part").exists(), "somebody else's"
 
 
 def test_what_was_broken_off_leaves_no_file(tmp_path: Path) -> None:
@@ -346,6 +351,7 @@ def test_a_copy_comes_back_on_hold_without_what_is_over(redis_server: RedisServe
             report = await back(queue, tmp_path / "dia.backup", archive)
             check(report, put, new)
             await look(queue, put, positions)
+            await read_on(queue, archive, positions)
         async with opened(redis_server.url) as queue:
             await released(queue, put)
 
@@ -376,6 +382,19 @@ def test_a_copy_comes_back_on_hold_without_what_is_over(redis_server: RedisServe
         again = message("cuatro@d.test", content=b"Subject: y\r\n\r\n")
         verdict = await queue.put(again, idempotency_key="kcuatro@d.test")
         assert (verdict.kind, verdict.id) == ("duplicate", put["waits"].envelope.id)
+
+    async def read_on(queue: Queue, archive: Archive, positions: list[bytes]) -> None:
+        """A group goes on where it stood: no gap, no repetition, what was restored last."""
+        gone: list[tuple[int, str, str]] = []
+        seen = [
+            record.stream_id
+            async for record in replay(
+                queue.shards, archive, positions[2].decode(), end=True, lost=lambda *said: gone.append(said)
+            )
+        ]
+        assert seen[: len(positions) - 3] == [place.decode() for place in positions[3:]]
+        assert len(seen) == len(positions) - 3 + 4
+        assert gone == []
 
     async def released(queue: Queue, put: dict[str, Message]) -> None:
         for name in ("several", "waits", "held", "hands"):

@@ -11,7 +11,7 @@ import smtplib
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from config.addresses import on_this_host
 from mailqueue.mark_metrics import MarkMetrics
 from mailqueue.marks import Figures, rewrite_room
 from mailqueue.worker import Settlement
+from maintenance.room import Room
 from tests.conftest import RedisServer, server_binary
 from tests.queue_kit import claim_all, eventually, message, opened, working
 from tests.test_queue import delivered
@@ -236,6 +237,34 @@ async def refusing(relay: Relay) -> int:
 
     await eventually(full, 5)
     return codes.count(250)
+
+
+def test_a_file_of_the_past_is_rewritten(
+    small_disk: Path, other_tenant: Path, make_redis_server: Callable[..., RedisServer]
+) -> None:
+    server = make_redis_server(dir=str(small_disk))
+
+    async def scenario() -> None:
+        async with opened(server.url, disk_mark_mb=20) as queue:
+            for _ in range(40):
+                await queue.put(message(content=os.urandom(200_000)))
+            async with working(queue) as worker:
+                for item in await claim_all(worker):
+                    await worker.settle(Settlement(item, "final", delivered(item)))
+            fill(other_tenant, 15 * MIB)
+            queue.marks._asked = 0.0
+            await Room(queue.shards[0], queue.marks).look()
+            assert queue.marks.figures.file > 7 * MIB
+
+            async def rewritten() -> bool:
+                queue.marks._asked = 0.0
+                await queue.marks.reached()
+                return 0 < queue.marks.figures.file < MIB
+
+            await eventually(rewritten)
+            assert queue.marks.figures.disk_free > 20 * MIB
+
+    asyncio.run(scenario())
 
 
 def test_at_the_memory_mark_mail_is_refused_and_goes_on_by_itself(small_disk: Path) -> None:
