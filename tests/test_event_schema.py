@@ -71,7 +71,7 @@ DELIVERED = {
 
 
 def test_a_position_belongs_to_it() -> None:
-    taken = Taken.from_json(orjson.dumps(DELIVERED), position="0-1732612345678-5")
+    taken = Taken.from_json(orjson.dumps(DELIVERED), position="0-1732612345678-5", _consumer=None)
     record = orjson.loads(taken.to_json())
     assert record == {**DELIVERED, "position": "0-1732612345678-5"}
     assert problems(strict(), record) == []
