@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from email.message import EmailMessage
+from email.policy import SMTP, SMTPUTF8
 from email.utils import formatdate, make_msgid
 from getpass import getpass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import aiosmtplib
 import typer
@@ -25,6 +28,7 @@ from relayctl.queue import JsonOption, on_queue, print_json
 from relayctl.spans import span
 from relayctl.trail import Step, aftermath, id_in
 from relayd.direct import prepared
+from relayd.policy import is_mailbox
 from relayd.prepare import Preparation
 from relayd.replies import Reply
 from relayd.server import read_keys, terms
@@ -51,6 +55,7 @@ def send_test(
 ) -> None:
     """Send a real message and follow it: exit 0 when it was delivered, else 1."""
     loaded, patience, way = load_or_exit(config), span(for_), _way(via, account)
+    sender, recipient = _address(sender), _address(recipient)
 
     async def work(queue: Queue) -> None:
         known = {each.account.name: each.account for each in (await queue.accounts().read()).records}
@@ -86,7 +91,13 @@ def message(sender: str, recipient: str) -> bytes:
     made["From"], made["To"], made["Subject"] = sender, recipient, "Test of the relay"
     made["Date"], made["Message-ID"] = formatdate(), make_msgid(domain=sender.rpartition("@")[2] or None)
     made.set_content("An operator sent this to see that mail from here arrives. There is nothing to do.\n")
-    return made.as_bytes().replace(b"\n", b"\r\n")
+    return made.as_bytes(policy=SMTP if (sender + recipient).isascii() else SMTPUTF8)
+
+
+def _address(text: str) -> str:
+    if not is_mailbox(text, utf8=True):
+        raise typer.BadParameter(f"{text!r} is no address; write it like me@agency.pe")
+    return text
 
 
 Submit = Callable[[str, str, bytes], Any]  # a coroutine that gives the text of 250, or raises NotSent
@@ -126,19 +137,27 @@ def _by_smtp(settings: Settings, name: str, owner: AccountSettings | None) -> Su
             use_tls=door.tls == "implicit",
             start_tls=door.tls == "starttls",
             tls_context=context,
-            username=login,
-            password=password,
             timeout=CONNECT_SECONDS,
         )
         try:
-            async with client:
-                _, reply = await client.sendmail(sender, [recipient], content)
+            await client.connect()
+            if login is not None and password is not None:
+                await client.login(login, password)
+            options = [] if (sender + recipient).isascii() else ["SMTPUTF8"]
+            _, reply = await client.sendmail(sender, [recipient], content, mail_options=options)
+            with suppress(aiosmtplib.SMTPException, OSError):
+                await client.quit()
         except aiosmtplib.SMTPRecipientsRefused as refused:
             raise NotSent("; ".join(f"{one.code} {one.message}" for one in refused.recipients)) from None
         except aiosmtplib.SMTPResponseException as refused:
             raise NotSent(f"{refused.code} {refused.message}") from None
         except (aiosmtplib.SMTPException, OSError) as error:
             raise NotSent(f"{door.name} ({door.address} port {door.port}): {error}") from None
+        finally:
+            transport = cast(asyncio.Transport | None, client.transport)
+            if transport is not None:
+                transport.abort()  # a polite end of TLS would outlive the loop
+            client.close()
         return f"250 {reply}"
 
     return submit

@@ -102,11 +102,20 @@ def test_a_test_message_that_does_not_arrive(house: Running) -> None:
     assert ran.exit_code == 1 and said["steps"][0]["text"].startswith("queued as ")
     assert "not delivered within 2 s; the last event is deferred" in said["steps"][-1]["text"]
     assert send(house, "a@gmail.test", "--via", "pigeon").exit_code == 2
+    assert send(house, "a@gmail.test\r\nBcc: b@gmail.test").exit_code == 2
     assert call(house, "send-test", "--from", "a@b.test", "--to", "c@d.test", "--via", "queue").exit_code == 2
     assert (
         "did you mean demo"
         in call(house, "send-test", "--from", "a@b.test", "--to", "c@d.test", "--account", "dmo").stderr
     )
+
+
+def test_a_test_message_beyond_ascii(house: Running) -> None:
+    """Offered by relayd, not by every mail host: whatever comes of it, it is followed to its end."""
+    for way in ("smtp", "queue"):
+        said = orjson.loads(send(house, "josé@gmail.test", "--via", way, "--json").stdout)
+        assert [step["what"] for step in said["steps"]][:2] == ["accepted", "received"]
+        assert said["delivered"] or said["steps"][-1]["failed"]
 
 
 def test_top_of_a_relay_that_runs(house: Running) -> None:
