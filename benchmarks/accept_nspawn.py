@@ -24,26 +24,27 @@ from signal import SIGKILL, SIGSTOP
 
 from benchmarks.books import await_that
 from benchmarks.harness import REPOSITORY
-from benchmarks.installed import DELIVERY, PORT, QUEUE, RELAYD, ROLES, SLOW, SOCKETS, UNITS, VPN, Installed, seconds_of
-from benchmarks.machine import Machine
+from benchmarks.installed import (
+    DELIVERY,
+    PORT,
+    QUEUE,
+    RELAYD,
+    ROLES,
+    SLOW,
+    SOCKETS,
+    UNITS,
+    VPN,
+    Installed,
+    books,
+    seconds_of,
+)
+from benchmarks.installed_changes import full_disk, uninstall, upgrade
+from benchmarks.machine import Machine, tree
 from benchmarks.outcome import Outcome, arguments, console, show
 
 MESSAGES = 2000
 MOST_EXPOSED = 2.0
 ORDER = (RELAYD, DELIVERY, ("maintenance.service",), (QUEUE,))  # of stopping
-
-
-def books(world: Installed, outcome: Outcome, chapter: str, *, killed: bool) -> None:
-    """Waits until the queue is empty; the check that ends a chapter."""
-    empty = world.drained()
-    promised, lost, twice = world.books()
-    seen = f"{promised} promised, {lost} lost, {twice} twice" + ("" if empty else f", {world.queued()} still queued")
-    outcome.check(f"{chapter}: every recipient with a 250 has arrived", empty and not lost and promised > 0, seen)
-    if not killed:
-        again = twice - int(outcome.figures.get("twice", 0))
-        outcome.check(f"{chapter}: none twice", again == 0, again)
-    outcome.figures["twice"] = twice
-    outcome.figures["promised"] = promised
 
 
 def start(world: Installed, outcome: Outcome, messages: int) -> None:
@@ -239,97 +240,6 @@ def stop(world: Installed, outcome: Outcome, messages: int) -> None:
     books(world, outcome, "queue restarted", killed=True)
 
 
-def full_disk(world: Installed, outcome: Outcome, messages: int) -> None:
-    """The queue's disk fills up under load: its server ends, waits for room, is not started in circles, comes back by itself."""
-    machine = world.machine
-    machine.systemctl("stop", "tambo.target", "tambo.slice", seconds=700)
-    machine.run("mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", "/mnt")
-    machine.run("sh", "-c", "cp -a /var/lib/tambo/queue/. /mnt/ && chown tambo-queue:tambo /mnt && chmod 700 /mnt")
-    machine.run("mount", "--bind", "/mnt", "/var/lib/tambo/queue")
-    machine.systemctl("start", "tambo.target")
-    outcome.check("full disk: all are active on a small disk", world.all_active(), world.states())
-    load, died = world.load(messages), machine.pid(QUEUE)
-    machine.run("dd", "if=/dev/zero", "of=/var/lib/tambo/queue/ballast", "bs=64k", check=False)
-    ended = await_that(lambda: machine.pid(QUEUE) != died, 30) >= 0
-    time.sleep(20)
-    seen = {"ended": ended, "state": world.states(QUEUE)[QUEUE], "starts": int(machine.show(QUEUE, "NRestarts"))}
-    said = "the queue's server starts once there are 64" in machine.journal(QUEUE)
-    waits = ended and seen["state"] == "activating" and seen["starts"] == 1 and said
-    outcome.check("full disk: the queue's server waits for room, once, and says so", waits, seen | {"said": said})
-    machine.run("rm", "/var/lib/tambo/queue/ballast")
-    outcome.check("full disk: it starts by itself once there is room", world.all_active(90), world.states())
-    load.result()
-    books(world, outcome, "full disk", killed=True)
-    machine.systemctl("stop", "tambo.target", "tambo.slice", seconds=700)
-    machine.run("cp", "-a", "/mnt/.", "/var/tmp/kept")
-    machine.run("umount", "/var/lib/tambo/queue")
-    machine.run("sh", "-c", "rm -rf /var/lib/tambo/queue/* && cp -a /var/tmp/kept/. /var/lib/tambo/queue/")
-    machine.systemctl("start", "tambo.target")
-
-
-def upgrade(world: Installed, outcome: Outcome, messages: int) -> None:
-    """N+1 beside N, its schema tried, then one instance after the other under load; one with another schema is refused."""
-    old = set(world.versions().values())
-    number = re.search(r'^version = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
-    assert number is not None
-    successor(world, "/root/alien", number[1] + ".9", schema=True)
-    try:
-        world.make("upgrade", source="/root/alien")
-        refused = "it was taken"
-    except RuntimeError as error:
-        refused = str(error)
-    kept = set(world.versions().values()) == old and "nothing was changed" in refused
-    outcome.check("upgrade: a version with another schema is refused, the old one goes on", kept, refused[-160:])
-    successor(world, "/root/next", number[1] + ".1")
-    load, mixed = world.load(messages * 2), []
-    work = world.inside(lambda: world.make("upgrade", source="/root/next"))
-    while not work.done:
-        found = set(world.versions().values())
-        if len(found) > 1 and not load.done:
-            mixed.append(len(found))
-        time.sleep(0.2)
-    outcome.figures["upgrade"] = [line for line in str(work.result()).splitlines() if " is " in line]
-    under_load = not load.done
-    load.result()
-    new = set(world.versions().values())
-    outcome.check("upgrade: all run the new version", len(new) == 1 and not new & old, f"{old} → {new}")
-    outcome.check("upgrade: both versions worked on one queue under load", bool(mixed), f"{len(mixed)} looks saw both")
-    outcome.figures["upgrade_under_load"] = under_load
-    lost = [reply for reply in world.client.refused.values() if not reply.startswith("421")]
-    outcome.check(
-        "upgrade: no mail refused", not lost, lost[:1] or f"{world.client.troubles} sessions told to come again"
-    )
-    books(world, outcome, "upgrade", killed=False)
-
-
-def successor(world: Installed, path: str, number: str, *, schema: bool = False) -> None:
-    """A copy of the checkout under another version, perhaps with another schema of the queue."""
-    machine = world.machine
-    machine.run(
-        "sh",
-        "-c",
-        f"mkdir -p {path} && cd /src && tar -cf - --exclude=__pycache__ --exclude=.* * | tar -xf - -C {path}",
-    )
-    machine.run("sed", "-i", f's/^version = ".*"/version = "{number}"/', f"{path}/pyproject.toml")
-    if schema:
-        machine.run("sed", "-i", "s/^SCHEMA = .*/SCHEMA = 99/", f"{path}/mailqueue/keys.py")
-
-
-def uninstall(world: Installed, outcome: Outcome, _messages: int) -> None:
-    machine = world.machine
-    world.make("uninstall")
-    gone = [path for path in ("/opt/tambo", "/usr/local/bin/relayctl") if machine.path(path).exists()]
-    units = machine.run(
-        "sh", "-c", "systemctl list-unit-files | grep -E 'tambo|relayd|delivery' || true"
-    ).stdout.strip()
-    outcome.check("uninstall: programs and units are gone", not gone and not units, gone or units or "nothing left")
-    kept = [path for path in ("/etc/tambo/tambo.toml", "/var/lib/tambo/queue") if machine.path(path).exists()]
-    outcome.check("uninstall: configuration and queue stay", len(kept) == 2, kept)
-    world.make("uninstall", "PURGE=1")
-    left = [path for path in ("/etc/tambo", "/var/lib/tambo") if machine.path(path).exists()]
-    outcome.check("uninstall: PURGE=1 takes them too", not left, left or "nothing left")
-
-
 def explain(world: Installed) -> None:
     """What the journal says of units that are not as they should be."""
     for unit, state in world.states().items():
@@ -381,6 +291,11 @@ def main() -> int:
     given = parser.parse_args()
     wanted = {"start", *given.only.split(",")}
     outcome = Outcome("nspawn", full=given.messages >= MESSAGES and wanted == set(CHAPTERS))
+    try:
+        tree()
+    except RuntimeError as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
     with tempfile.TemporaryDirectory(prefix="tambo-nspawn-", dir="/var/tmp") as name:
         top = Path(name)
         binds = {"/src": checkout(top), "/wheels": wheels(top)}
@@ -389,6 +304,9 @@ def main() -> int:
             for chapter, play in CHAPTERS.items():
                 if chapter in wanted:
                     began = time.monotonic()
+                    console.rule(chapter)
+                    if chapter != "start":  # what one chapter starts and kills is not counted in the next
+                        machine.systemctl("reset-failed", QUEUE)
                     try:
                         play(world, outcome, given.messages)
                     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:

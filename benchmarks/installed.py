@@ -19,6 +19,7 @@ import uvloop
 from benchmarks.books import await_that
 from benchmarks.harness import toml
 from benchmarks.machine import InNetwork, Machine
+from benchmarks.outcome import Outcome
 from benchmarks.submit import Client
 from sandbox.control import tell
 from sandbox.ledger import Receipts
@@ -206,6 +207,19 @@ class Installed:
         """The units by the time when they had stopped."""
         moments = {unit: int(self.machine.show(unit, "InactiveEnterTimestampMonotonic")) for unit in UNITS}
         return sorted(moments, key=lambda unit: moments[unit])
+
+
+def books(world: Installed, outcome: Outcome, chapter: str, *, killed: bool) -> None:
+    """Waits until the queue is empty; the check that ends a chapter."""
+    empty = world.drained()
+    promised, lost, twice = world.books()
+    seen = f"{promised} promised, {lost} lost, {twice} twice" + ("" if empty else f", {world.queued()} still queued")
+    outcome.check(f"{chapter}: every recipient with a 250 has arrived", empty and not lost and promised > 0, seen)
+    if not killed:
+        again = twice - int(outcome.figures.get("twice", 0))
+        outcome.check(f"{chapter}: none twice", again == 0, again)
+    outcome.figures["twice"] = twice
+    outcome.figures["promised"] = promised
 
 
 def seconds_of(work: Any) -> float:

@@ -75,7 +75,7 @@ class Machine:
         log = self.directory / f"boot-{self.boots}.log"
         environment = {
             "PATH": PATH,
-            "NAME": f"tambo-{os.getpid()}",
+            "NAME": self._name,
             "TREE": str(tree()),
             "TOP": str(self.directory),
             "NSPAWN": str(TOOLS / "systemd-nspawn"),
@@ -108,6 +108,14 @@ class Machine:
                 self._child.wait(seconds)
                 break
         self._child, self.leader = None, 0
+        for groups in Path("/sys/fs/cgroup").glob(f"**/{self._name}"):
+            for folder in sorted((groups, *groups.glob("**/")), reverse=True):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    @property
+    def _name(self) -> str:
+        return f"tambo-{os.getpid()}"
 
     def run(
         self, *words: str, check: bool = True, seconds: float = 120.0, environment: Mapping[str, str] | None = None

@@ -160,7 +160,7 @@ def test_the_queue_is_durable_and_not_started_in_circles() -> None:
     for line in ("appendonly yes", "appendfsync always", "no-appendfsync-on-rewrite no", 'save ""', "port 0"):
         assert line in conf
     assert {"maxmemory-policy noeviction", "unixsocketperm 660"} <= set(conf)
-    assert unit["Restart"] == ["on-failure"] and int(unit["StartLimitBurst"][0]) <= 5
+    assert unit["Restart"] == ["on-failure"] and int(unit["StartLimitBurst"][0]) <= 10
     assert unit["ExecStartPre"][0].endswith("/libexec/await-space /var/lib/tambo/queue 64")
     assert unit["TimeoutStartSec"] == ["infinity"]
 
