@@ -54,8 +54,9 @@ def tail(
     async def work(queue: Queue) -> None:
         checked_kinds(wanted)
         if ack:
-            whom = owner or (actor() if await Groups(queue.shards[0]).get(group) is None else "")
-            reading = {"group": group, "owner": whom, "kinds": wanted, "start": start, "end": end}
+            new = await Groups(queue.shards[0]).get(group) is None
+            reading = {"group": group, "owner": owner or (actor() if new else ""), "kinds": wanted, "end": end}
+            reading["start"] = start if new else "new"
             await _acknowledged(queue, loaded.settings, reading, json=json)
         else:
             await _look(queue, loaded.settings, group, wanted, start, end=end, json=json)

@@ -41,7 +41,7 @@ from streams.archive import Archive
 from streams.connect import archive_of, connected
 from streams.groups import Busy, GroupLost, GroupRefused, Groups, Lease, patiently
 from streams.merge import Merge
-from streams.positions import FRESH, by_shard
+from streams.positions import FRESH, by_shard, is_position
 from streams.progress import Progress
 from streams.starts import starts
 from streams.taken import Taken, read
@@ -58,8 +58,8 @@ log = structlog.get_logger("streams")
 
 class Consumer:
     """An async context manager and iterator; see the module. ``start``: "new", "oldest" or a date say where a *new* group
-    begins; positions of the consumer's own books (one a shard at most) say where to go on, whatever the group says.
-    ``kinds`` None = the group's own, empty = all."""
+    begins; a position or several (one a shard at most), of the consumer's own books, say where to go on, whatever the
+    group says. ``kinds`` None = the group's own, empty = all."""
 
     _merge: Merge
 
@@ -80,7 +80,9 @@ class Consumer:
         self._shards, self._archive = shards, archive
         self._groups = Groups(shards[0])
         self._owner, self._kinds = owner, kinds
-        self._start = start
+        alone = isinstance(start, str) and not is_position(start)
+        self._start: str = str(start) if alone else "oldest"  # of a new group
+        self._places = () if alone else (start,) if isinstance(start, str) else tuple(start)
         self._end = end
         self._lease_seconds, self._most_unacked = lease_seconds, most_unacked
         self._lease: Lease | None = None
@@ -127,7 +129,7 @@ class Consumer:
 
     async def __aenter__(self) -> Self:
         try:
-            own = {} if isinstance(self._start, str) else by_shard(self._start, len(self._shards))
+            own = by_shard(self._places, len(self._shards))
         except ValueError as error:
             raise GroupRefused(str(error)) from None
         lease = self._lease = await self._take(own)
@@ -287,7 +289,7 @@ class Consumer:
 
     async def _create(self, own: Mapping[int, str]) -> None:
         try:
-            begin = await starts(self._shards, self._archive, self._start if isinstance(self._start, str) else "oldest")
+            begin = await starts(self._shards, self._archive, self._start)
         except ValueError as error:
             raise GroupRefused(str(error)) from None
         begin = {shard.number: begin.get(shard.number, FRESH) for shard in self._shards}

@@ -368,7 +368,9 @@ def test_beginnings(shared_redis: Any) -> None:
             again = await rest(queue, group="placed", start=[one.position])
             shard = one.position[0]
             assert [e.position for e in again] == [e.position for e in later if e.position[0] == shard], "its own books"
-            for wrong in ("never", ["0-x"], ["7-1-0"]):
+            alone = await rest(queue, group="placed", start=one.position)
+            assert [e.position for e in alone] == [e.position for e in again], "one position is a list of one"
+            for wrong in ("never", ["0-x"], ["7-1-0"], "7-1-0"):
                 with pytest.raises(GroupRefused):
                     await rest(queue, group="wrong", start=wrong)
 

@@ -129,6 +129,8 @@ def test_dsn_tail_goes_on_where_the_group_is(shared_redis: Any, relayctl: Relayc
     acked = rows(relayctl(*words, "--ack"))
     assert sorted(row["position"] for row in acked) == sorted(row["position"] for row in look)
     assert rows(relayctl(*words, "--ack")) == []
+    place = look[0]["position"]
+    assert rows(relayctl(*words[:-1], place, "--ack")) == [], "--from is for a new group"
     happen(shared_redis.url)
     assert len(rows(relayctl(*words))) == len(rows(relayctl(*words))) == 3, "without --ack it stays where it is"
     deferred = rows(relayctl(*words, "--ack", "--kinds", "deferred,bounced"))
