@@ -38,7 +38,9 @@ from streams.segment import Batch, Entry
 PAUSE_SECONDS, RETRY_SECONDS = 1.0, 5.0
 LINGER_SECONDS = 30.0  # the longest that an entry waits for others to share a batch
 BATCH, BATCH_BYTES = 10_000, 8 * 1024 * 1024
+BEHIND = 3  # times that, while there is more to read: what a batch costs besides is shared by more
 PAGE, PAGE_BYTES = 5000, 4 * 1024 * 1024  # read at once
+INDEXED = 32  # batches at most that an index catches up with at once
 TRIMS = 6  # calls of mailqueue.trimming under way together
 RENEW = 2 / 3  # of the lease left, below which it is taken again before anything is written
 BEHIND_SECONDS = 900.0  # an alarm, even though it is written
@@ -60,6 +62,7 @@ class _Reel:
     full: bool = False  # there was more to read
     batch: list[Entry] = field(default_factory=list)  # being written
     writing: asyncio.Task[None] | None = None
+    trimming: asyncio.Task[None] | None = None
 
     def resume(self, archived: str) -> None:
         self.archived = self.read = archived
@@ -205,10 +208,10 @@ class Archiving:
 
     async def _settle(self) -> None:
         """Nothing is being written any more, whatever came of it."""
-        tasks = [reel.writing for reel in self._reels if reel.writing is not None]
         for reel in self._reels:
-            reel.writing = None
-        await asyncio.gather(*tasks, return_exceptions=True)
+            tasks = [task for task in (reel.writing, reel.trimming) if task is not None]
+            reel.writing = reel.trimming = None
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resign(self) -> None:
         await self._settle()
@@ -256,7 +259,8 @@ class Archiving:
         return reel.full
 
     def _due(self, reel: _Reel) -> bool:
-        if len(reel.held) >= BATCH or reel.held_bytes >= BATCH_BYTES:
+        size = BEHIND if reel.full else 1
+        if len(reel.held) >= BATCH * size or reel.held_bytes >= BATCH_BYTES * size:
             return True
         return bool(reel.held) and (self._stuck or time.monotonic() - reel.since >= self._linger)
 
@@ -279,23 +283,32 @@ class Archiving:
         """Whatever goes wrong, what is archived is read from the disk again before anything else is written."""
         if self._lease.left < self._renew and not await self._lease.take():
             raise QueueDown("the archive's lease is another's")
-        written = await self._in_thread(self._append, reel.shard.number, reel.batch)
+        written = await self._in_thread(self._append, reel.shard.number, reel.batch, reel.full)
         self._entries.inc(len(reel.batch))
         self._bytes.inc(sum(one.end - one.offset for one in written))
         reel.archived, reel.batch = reel.batch[-1][0], []
-        await self._trim(reel)
+        await self._trim_beside(reel)
         with suppress(ServerAnswer):  # no memory: there will be some, for what was archived goes
             await self._shards[0].command("HSET", self._shards[0].prefix + "archived", reel.shard.number, reel.archived)
 
-    def _append(self, shard: int, entries: list[Entry]) -> list[Batch]:
-        """In a thread. An index that can't be written is no reason to stop: it is made from the segment later."""
+    def _append(self, shard: int, entries: list[Entry], hurry: bool) -> list[Batch]:
+        """In a thread. The index waits while there is a ``hurry``, and one that can't be written is no reason to stop: it is
+        made from the segment."""
         written = self._appender.append(shard, entries)
-        for path in {segment.path for segment, _ in written}:
+        for path in {segment.path for segment, _ in written} if not hurry else ():
             try:
-                self._indexer.catch_up(path)
+                self._indexer.catch_up(path, INDEXED)
             except OSError as error:
                 log.warning("index not written", segment=str(path), why=str(error))
         return [batch for _, batch in written]
+
+    async def _trim_beside(self, reel: _Reel) -> None:
+        """The next batch does not wait for it."""
+        if reel.trimming is not None:
+            if not reel.trimming.done():
+                return
+            await reel.trimming
+        reel.trimming = asyncio.create_task(self._trim(reel), name="trim")
 
     async def _trim(self, reel: _Reel) -> None:
         """Never what is not archived, whatever is added meanwhile."""

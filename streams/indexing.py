@@ -3,6 +3,7 @@ crash has torn is cut at its last sound block, or made anew."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -17,16 +18,16 @@ class Indexer:
     def __init__(self) -> None:
         self._covered: dict[Path, tuple[bytes, int, int]] = {}  # segment → tag, offset in it, size of the index
 
-    def catch_up(self, path: Path) -> bool:
-        """The index of the segment at ``path`` covers all its whole batches now. False when it did before. Raises
-        OSError."""
+    def catch_up(self, path: Path, most: int = index.MOST_BATCHES) -> bool:
+        """The index of the segment at ``path`` covers all its whole batches now, or ``most`` more. False when it did
+        before. Raises OSError."""
         with path.open("rb") as file:
             head = segment.read_head(file)
             if head is None:
                 return False
             offset, size = self._known(path, head.tag)
             covered, kinds = [], Counter[str]()
-            for batch in segment.passing(file, offset):
+            for batch in itertools.islice(segment.passing(file, offset), most):
                 try:
                     raw = segment.lines(file, batch)
                 except SegmentDamaged:
