@@ -16,8 +16,10 @@ from mailqueue.intake import Stopped
 from mailqueue.marks import Figures
 from mailqueue.processes import Process, present
 from mailqueue.queue import Queue
+from mailqueue.stopped import Stop, some_suspended
 
 ACCEPTED, DELIVERED, DEFERRED, BOUNCED = "accepted", "delivered", "deferred", "bounced"
+MOST_DESTINATIONS = 100  # of the suspended that are named
 FINAL = (DELIVERED, BOUNCED, "unknown", "expired")  # after these a recipient is no backlog any more
 Rate = tuple[float, float]  # per second over 10 s, over 5 min
 
@@ -54,6 +56,7 @@ class Overview:
     flows: Sequence[tuple[FlowFacts, Progress]]  # the largest first
     sources: Sequence[Source]
     summary: Summary
+    stops: Sequence[Stop]  # those that hold; of suspended destinations some
     processes: Sequence[Process]
     alarms: Sequence[Alarm]
     intake: Stopped | None
@@ -72,12 +75,21 @@ class Looker:
         shard = self._queue.shards[0]
         summary, there = await inspect.summary(self._queue.shards), await present(shard)
         raised, stopped = await alarms.raised(shard), await intake.stopped(shard)
+        stops = [Stop.read(key, value.encode()) for key, value in sorted(summary.stops.items())]
+        stops += await some_suspended(self._queue.shards, MOST_DESTINATIONS)
         await self._queue.marks.reached()
-        return self.put_together(time.time(), summary, there, tuple(raised.values()), stopped)
+        return self.put_together(time.time(), summary, stops, there, tuple(raised.values()), stopped)
 
     def put_together(
-        self, at: float, summary: Summary, there: Sequence[Process], raised: Sequence[Alarm], stopped: Stopped | None
+        self,
+        at: float,
+        summary: Summary,
+        stops: Sequence[Stop],
+        there: Sequence[Process],
+        raised: Sequence[Alarm],
+        stopped: Stopped | None,
     ) -> Overview:
+        stops = [stop for stop in stops if stop.holds(int(at * 1000))]
         rates = added(one.live.get("rates", {}) for one in there)
         flows = [(flow, self._progress(flow, at)) for flow in sorted(summary.flows, key=lambda flow: -flow.open)]
         self._before = at, {(flow.shard, flow.id): flow.done for flow in summary.flows}
@@ -88,8 +100,9 @@ class Looker:
             queued=_queued(there),
             delivering=_delivering(there),
             flows=flows,
-            sources=sources(there, summary.stops),
+            sources=sources(there, stops),
             summary=summary,
+            stops=stops,
             processes=there,
             alarms=raised,
             intake=stopped,
@@ -143,7 +156,7 @@ def _delivering(there: Sequence[Process]) -> dict[str, float]:
     return dict(total)
 
 
-def sources(there: Sequence[Process], stops: Mapping[str, str]) -> list[Source]:
+def sources(there: Sequence[Process], stops: Sequence[Stop]) -> list[Source]:
     """Those with the most sessions first."""
     total: dict[str, list[float]] = {}
     for one in there:
@@ -152,11 +165,11 @@ def sources(there: Sequence[Process], stops: Mapping[str, str]) -> list[Source]:
             facts[0] += sessions
             facts[1] = max(facts[1], resting)
             facts[2] += rate
-    stopped = {key.removeprefix("source:"): value for key, value in stops.items() if key.startswith("source:")}
+    stopped = {one.key.removeprefix("source:"): one.reason for one in stops if one.key.startswith("source:")}
     for address in stopped:
         total.setdefault(address, [0, 0, 0.0])
     found = [
-        Source(address, int(facts[0]), int(facts[1]), facts[2], stopped.get(address, "").partition(" ")[2])
+        Source(address, int(facts[0]), int(facts[1]), facts[2], stopped.get(address, ""))
         for address, facts in total.items()
     ]
     return sorted(found, key=lambda source: (not source.suspended, -source.sessions, -source.rate, source.address))
@@ -187,7 +200,8 @@ def plain(seen: Overview, most: int) -> dict[str, Any]:
         ],
         "sources": [_as_json(one) for one in seen.sources],
         "workers": seen.summary.workers,
-        "suspended": {"keys": seen.summary.stops, "destinations": seen.summary.suspended},
+        "suspended": [_as_json(one) for one in seen.stops],
+        "suspended_destinations": seen.summary.suspended,
         "processes": [_as_json(one) for one in seen.processes],
         "alarms": [_as_json(one) for one in seen.alarms],
         "intake": _as_json(seen.intake) if seen.intake else None,

@@ -149,12 +149,12 @@ def _lease(workers: dict[str, float], name: str) -> str:
 
 
 def _stops(seen: Overview, most: int) -> Table:
-    table = Table("suspended", "until", "why", box=None, pad_edge=False)
-    for key, value in sorted(seen.summary.stops.items())[:most]:
-        until, _, reason = value.partition(" ")
-        table.add_row(Text(key), moment(int(until) / 1000) if int(until) else "resumed", Text(reason))
-    if seen.summary.suspended:
-        table.add_row(Text(f"{seen.summary.suspended:,} destinations", "dim"), "", "")
+    table = Table("suspended", "until", "by", "why", box=None, pad_edge=False)
+    for stop in sorted(seen.stops, key=lambda stop: (stop.by_relay, stop.key))[:most]:
+        until = moment(stop.until / 1000) if stop.until else "resumed"
+        table.add_row(Text(stop.key), until, "relay" if stop.by_relay else "operator", Text(stop.reason))
+    if (more := seen.summary.suspended + len(seen.summary.stops) - most) > 0:
+        table.add_row(Text(f"… {more:,} more", "dim"), "", "", "")
     return table
 
 

@@ -17,6 +17,7 @@ from benchmarks import accept_top
 from mailqueue.inspect import FlowFacts, Summary
 from mailqueue.paces import Paces
 from mailqueue.processes import Process
+from mailqueue.stopped import Stop
 from relayctl.main import app
 from relayctl.overview import Looker, added, progress, sources
 from relayctl.spans import span, spelled
@@ -178,7 +179,8 @@ def test_processes_are_added_up() -> None:
     ]
     rates = added(one.live.get("rates", {}) for one in there)
     assert rates == {"delivered": (4.0, 6.0), "deferred": (1.0, 0.0)}
-    found = sources(there, {"source:192.0.2.9": "0 under repair", "account:x": "0 y"})
+    stops = [Stop.read("source:192.0.2.9", b"0 under repair"), Stop.read("account:x", b"0 y")]
+    found = sources(there, stops)
     assert [(one.address, one.sessions, one.resting, one.rate, one.suspended) for one in found] == [
         ("192.0.2.9", 0, 0, 0.0, "under repair"),
         ("192.0.2.1", 3, 3, 0.75, ""),
@@ -196,10 +198,10 @@ def test_a_campaign_s_rate_is_what_it_did_since_the_look_before(shared_redis: An
             looker = Looker(queue)
             flow = FlowFacts(0, "1.1", "bulk", "a", "enero", "default", 900, 100, 1_000_000)
             facts = Summary((flow,), 1, 0, 0, 0, {}, {}, 0, {}, 0)
-            first = looker.put_together(1100.0, facts, [], (), None).flows[0][1]
+            first = looker.put_together(1100.0, facts, [], [], (), None).flows[0][1]
             assert (first.rate, first.eta) == (1.0, 2000.0)  # 100 in 100 s
             later = replace(facts, flows=(replace(flow, open=800, done=200),))
-            second = looker.put_together(1105.0, later, [], (), None).flows[0][1]
+            second = looker.put_together(1105.0, later, [], [], (), None).flows[0][1]
             assert (second.rate, second.eta) == (20.0, 1145.0)
 
     asyncio.run(scenario())
