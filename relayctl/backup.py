@@ -228,7 +228,8 @@ def _tell(report: Report, listed: Path, json: bool) -> None:
     if report.damaged:
         typer.echo(f"damaged in the copy, not restored: {', '.join(report.damaged[:10])}", err=True)
     typer.echo(
-        f"The last that is known is of {_clock(report.ends)}: what went out after that and is on hold goes out twice."
+        f"The last that is known is of {_clock(report.ends)}. What went out after that and is on hold goes out twice; "
+        "what was accepted after that is lost and in no list: relayd's log has its ids."
     )
     typer.echo("Look, then: relayctl queue release")
 
