@@ -193,15 +193,15 @@ def settings(directory: Path, keep: int) -> dict[str, dict[str, object]]:
     return {"archive": {"directory": str(directory), "keep_in_stream": keep}}
 
 
-def feed(outcome: Outcome, world: Relay, feeder: Feeder, events: int, rate: float, keep: int) -> None:
-    """At the real rate, then at the forced one, with the watch on."""
+def feed(outcome: Outcome, world: Relay, feeder: Feeder, events: int, rate: float, keep: int, real: int) -> None:
+    """``real`` of the events at the real rate, then the others at the forced one, with the watch on."""
     watch = Watch(world, feeder)
-    real = min(int(REAL_RATE * REAL_SECONDS), events // 10)
     cpu = world.processes["maintenance"].cpu_seconds()
     try:
         slow = feeder.feed(real, REAL_RATE)
         fast = feeder.feed(events - real, rate)
-        await_archived(world)
+        if outcome.full:
+            await_archived(world)
     finally:
         watch.stop()
     seen = warmed(watch.samples, keep)
@@ -302,8 +302,9 @@ def run(events: int, rate: float, keep: int, directory: Path) -> Outcome:
     with Relay(directory, roles=("maintenance",), settings=settings(archive.directory, keep)) as world:
         feeder = Feeder(directory / "s", min(20_000, events))
         try:
-            feed(outcome, world, feeder, events, rate, keep)
-            read_back(outcome, world, archive, feeder, min(REAL_RATE * 10, events // 4))
+            real = min(int(REAL_RATE * REAL_SECONDS), events // 100)
+            feed(outcome, world, feeder, events, rate, keep, real)
+            read_back(outcome, world, archive, feeder, min(REAL_RATE * 10, real))
             counter_checks(outcome, world, feeder, archive, keep)
         finally:
             feeder.close()

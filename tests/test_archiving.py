@@ -118,7 +118,7 @@ def test_kill_9_in_the_middle(shared_redis: Any, tmp_path: Path) -> None:
         async with opened(shared_redis.url, shards=2) as queue:
             sent, kills = 0, 0
             archive = Archive(tmp_path / "a")
-            while kills < 3:
+            while kills < 2:
                 newest = archive.newest(0)
                 command = [sys.executable, "-m", "tests.archive_kit", shared_redis.url, str(tmp_path / "a"), "2"]
                 process = subprocess.Popen(command, cwd=REPOSITORY)  # noqa: ASYNC220
