@@ -38,7 +38,7 @@ FAULTS_ONLY = frozenset(
     {
         *("Recipients settled: deferred", "Recipients settled: bounced", "Recipients settled: unknown"),
         *("Deferred by provider: {{provider}}", "Bounced by provider: {{provider}}"),
-        *("Sources that rest, by provider: {{provider}}", "Sessions that did not open: {{kind}}"),
+        *("Sources refused within ten minutes: {{provider}}", "Sessions that did not open: {{kind}}"),
         *("Refusals by reason: {{reason}}", "Failed authentications: {{reason}}"),
         "A limit made them wait: {{provider}}",
     }

@@ -269,7 +269,7 @@ class Lines:
         """The source opens no session here for a while."""
         seconds = REST_SECONDS.get(kind, 60.0)
         self._resting[source.address] = now() + seconds
-        self._ground.metrics.resting.labels(self.rule.name, source.address).set(time.time() + seconds)
+        self._ground.metrics.source_refused(self.rule.name, source.address)
         log.warning("source rests", source=source.address, site=self._name, seconds=seconds, why=why)
 
     def freed(self) -> None:

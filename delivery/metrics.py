@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,9 +37,9 @@ class DeliveryMetrics:
         self.refused = Counter(
             "egress_source_connection_failures", "Sessions that did not open", ("source", "kind"), registry=registry
         )
-        self.resting = Gauge(
-            "tambo_source_resting_until_seconds",
-            "Unix time until which a source opens no session, because it was refused there",
+        self.refused_at = Gauge(
+            "tambo_source_refused_seconds",
+            "Unix time of the last reply that blamed the source, not the recipient",
             by_both,
             registry=registry,
         )
@@ -62,3 +63,6 @@ class DeliveryMetrics:
         """At start and on reload."""
         for pool, sources in pools.items():
             self.sources.labels(pool).set(sum(source.weight > 0 for source in sources))
+
+    def source_refused(self, provider: str, source: str) -> None:
+        self.refused_at.labels(provider, source).set(time.time())

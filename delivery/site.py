@@ -306,6 +306,8 @@ class Site:
             self._floor.settle(parcel.worker, settlement)
             if outcome.another_source:
                 blamed = outcome
+        if blamed is not None:
+            self._floor.metrics.source_refused(provider, line.source.address)
         return blamed
 
     def _return(self, parcel: Parcel) -> None:

@@ -43,15 +43,16 @@ def from_alarm(alert: str, severity: str, name: str, by: str = "job") -> list[Ca
     ]
 
 
-def resting(count: int, of: int = 4) -> Series:
+def refused(count: int, of: int = 4) -> Series:
     """So many of the sources were refused at minute 35 or later."""
     series = {
-        f'tambo_source_resting_until_seconds{{role="delivery",instance="{one}",provider="google",source="127.0.1.{n}"}}': "2700x40"
+        f'tambo_source_refused_seconds{{role="delivery",instance="{one}",provider="google",source="127.0.1.{n}"}}': "2100x40"
         for one in "ab"
         for n in range(count)
     }
-    series['tambo_source_resting_until_seconds{role="delivery",provider="yahoo",source="127.0.1.1"}'] = "60x40"
-    series['tambo_source_resting_until_seconds{role="delivery",provider="default",source="127.0.1.1"}'] = "2700x40"
+    series['tambo_source_refused_seconds{role="delivery",provider="yahoo",source="127.0.1.1"}'] = "60x40"
+    series['tambo_source_refused_seconds{role="delivery",provider="default",source="127.0.1.1"}'] = "2100x40"
+    series |= {name: "0x40" for name in results(1, 0)}
     return series | {f'tambo_sources{{role="delivery",instance="{one}",pool="default"}}': f"{of}x40" for one in "ab"}
 
 
@@ -123,10 +124,13 @@ CASES: list[Case] = [
     *from_alarm("TamboConfigDiffers", TICKET, "config-differs"),
     *from_alarm("TamboStepFailed", TICKET, "step-failed:reap", "name"),
     *from_alarm("TamboClock", TICKET, "clock"),
-    Case("TamboSourcesRefused", TICKET, resting(1), {"provider": "google"}),
-    Case("TamboSourcesRefused", TICKET, resting(0), None),
-    Case("TamboSourcesRefused", PAGE, resting(2), {"provider": "google"}),
-    Case("TamboSourcesRefused", PAGE, resting(1), None),
+    Case("TamboSourcesRefused", TICKET, refused(1), {"provider": "google"}),
+    Case("TamboSourcesRefused", TICKET, refused(0), None),
+    Case("TamboSourcesRefused", PAGE, refused(2), {"provider": "google"}),
+    Case("TamboSourcesRefused", PAGE, refused(1), None),
+    Case("TamboSourcesRefused", TICKET, results(10, 30), {"provider": "google"}),
+    Case("TamboSourcesRefused", TICKET, results(0, 30), {"provider": "google"}),
+    Case("TamboSourcesRefused", TICKET, results(30, 10), None),
     Case("TamboDeferralsHigh", TICKET, results(10, 30), {"provider": "google"}),
     Case("TamboDeferralsHigh", TICKET, results(0, 30), {"provider": "google"}),
     Case("TamboDeferralsHigh", TICKET, results(30, 10), None),
