@@ -52,7 +52,7 @@ def refused(count: int, of: int = 4) -> Series:
     }
     series['tambo_source_refused_seconds{role="delivery",provider="yahoo",source="127.0.1.1"}'] = "60x40"
     series['tambo_source_refused_seconds{role="delivery",provider="default",source="127.0.1.1"}'] = "2100x40"
-    series |= {name: "0x40" for name in results(1, 0)}
+    series |= dict.fromkeys(results(1, 0), "0x40")
     return series | {f'tambo_sources{{role="delivery",instance="{one}",pool="default"}}': f"{of}x40" for one in "ab"}
 
 
