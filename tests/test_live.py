@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,17 +51,26 @@ def send(up: Running, recipient: str, *words: str, password: str = "") -> Any:
 
 
 @contextmanager
-def tracing(up: Running, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """Once it listens."""
-    command = [*RELAYCTL, "trace", *words, "--json", "--config", str(up.directory / "tambo.toml")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ(up)
-    ) as process:
+def tracing(up: Running, *subjects: tuple[str, str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """A ``trace`` for each, once all listen."""
+    end = ("--json", "--config", str(up.directory / "tambo.toml"))
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*RELAYCTL, "trace", *subject, *end],
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ(up),
+                )
+            )
+            for subject in subjects
+        ]  # fmt: skip
         try:
-            assert process.stderr is not None and "listening to 1 processes" in process.stderr.readline()
-            yield process
+            for process in started:
+                assert process.stderr is not None and "listening to 1 processes" in process.stderr.readline()
+            yield started
         finally:
-            process.kill()
+            for process in started:
+                process.kill()
 
 
 def until(process: subprocess.Popen[str], text: str) -> list[dict[str, Any]]:
@@ -79,10 +89,8 @@ def heard(lines: list[dict[str, Any]]) -> str:
 
 def test_a_test_message_is_followed_and_both_ends_are_heard(house: Running) -> None:
     account = house.endpoints["account"]
-    with (
-        tracing(house, "--account", account["user"]) as submission,
-        tracing(house, "--domain", "outlook.test") as delivery,
-    ):
+    subjects = (("--account", account["user"]), ("--domain", "outlook.test"))
+    with tracing(house, *subjects) as (submission, delivery):
         ran = send(house, "persona@outlook.test", "--json")
         assert ran.exit_code == 0, ran.output
         said = orjson.loads(ran.stdout)

@@ -135,6 +135,15 @@ def test_four_roles_agree_on_a_new_configuration(redis_server: RedisServer, tmp_
         assert {(one.generation, one.digest) for one in there} == {(2, second)}
         assert all("delivery.max_sessions" in one.refused[0] for one in there)
 
+        path.write_text(
+            path.read_text().replace("max_sessions = 0", "max_sessions = 8") + '[signing]\ndirectory = "gone"\n'
+        )
+        said = reload("--json")
+        assert said.exit_code == 1
+        why = {row["name"].partition("@")[0]: row["why"] for row in orjson.loads(said.stdout)["processes"]}
+        assert why["relayd"].startswith("refused: ") and "gone" in why["relayd"], "only it sees that there are no keys"
+        assert why["delivery"] == why["inbound"] == ""
+
         third = write(9)
         children["delivery"].send_signal(signal.SIGSTOP)
         said = orjson.loads(reload("--timeout", "1", "--json").stdout)
