@@ -293,7 +293,8 @@ class Consumer:
         except ValueError as error:
             raise GroupRefused(str(error)) from None
         begin = {shard.number: begin.get(shard.number, FRESH) for shard in self._shards}
-        await self._groups.create(self.group, self._owner, self._kinds or (), {**begin, **own})
+        if await self._groups.create(self.group, self._owner, self._kinds or (), {**begin, **own}):
+            log.info("group made", group=self.group, owner=self._owner, start=self._places or self._start)
 
     async def _leave(self) -> None:
         if self._lease is None or self._lost is not None:
