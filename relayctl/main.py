@@ -25,6 +25,7 @@ from relayctl import (
     systemd,
 )
 from relayctl.alarms import alarms
+from relayctl.capacity import capacity
 from relayctl.history import history
 from relayctl.reload import reload
 from relayctl.send_test import send_test
@@ -60,6 +61,7 @@ explain.mount(app, queue.app)
 queue_list.mount(queue.app)
 queue_verbs.mount(queue.app)
 app.command()(alarms)
+app.command()(capacity)
 app.command()(history)
 app.command("send-test")(send_test)
 app.command()(top)
