@@ -9,6 +9,8 @@ import structlog
 from mailqueue.events import Event
 from mailqueue.scripts import Shard
 
+STOPPED = "intake is stopped"  # how relayd begins to say so, at /readyz and of itself
+
 log = structlog.get_logger("queue")
 
 

@@ -20,7 +20,7 @@ from mailqueue.accounts import AccountStore
 from mailqueue.batch import Batch
 from mailqueue.errors import QueueDown, ServerAnswer
 from mailqueue.events import Event
-from mailqueue.intake import Intake
+from mailqueue.intake import STOPPED, Intake
 from mailqueue.logline import say
 from mailqueue.marks import Marks, refusals
 from mailqueue.message import Message, new_id
@@ -106,7 +106,7 @@ class Queue:
         """Why it takes no mail, each reason; [] while it does."""
         down = not self._pulse.felt or any(writer.down for writer in self._writers)
         reasons = refusals(not down, self.marks, "the queue server does not answer")
-        return [*reasons, f"intake is stopped: {self.stopped}"] if self.stopped else reasons
+        return [*reasons, f"{STOPPED}: {self.stopped}"] if self.stopped else reasons
 
     async def watch(self) -> None:
         """From now on the server is asked every second whether it answers and has room and new mail is to be taken, until

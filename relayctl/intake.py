@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from mailqueue import intake
-from mailqueue.intake import Stopped
+from mailqueue.intake import STOPPED, Stopped
 from mailqueue.processes import present
 from mailqueue.queue import Queue
+from mailqueue.scripts import Shard
 from relayctl.audit import audited
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, on_queue, print_json, said
 from relayctl.spans import moment, span
 
 app = typer.Typer(no_args_is_help=True)
+
+OBEYED_SECONDS = 8.0
 
 
 @app.command()
@@ -33,7 +38,7 @@ def stop(
         shard = queue.shards[0]
         before, after = _plain(await intake.stopped(shard)), {"reason": why, "seconds": length}
         await intake.stop(shard, why, length, audited("intake stop", "intake", why, before, after))
-        _tell(await intake.stopped(shard), json)
+        _tell(await intake.stopped(shard), json, await _obeying(shard, why))
 
     on_queue(loaded, work)
 
@@ -63,11 +68,23 @@ def status(config: PathOption = None, json: JsonOption = False) -> None:
     """Whether new mail is taken, and what each relayd says of itself."""
 
     async def work(queue: Queue) -> None:
-        doors = [one for one in await present(queue.shards[0]) if one.role == "relayd"]
-        listening = [{"name": one.name, "trouble": one.trouble} for one in doors]
-        _tell(await intake.stopped(queue.shards[0]), json, listening)
+        _tell(await intake.stopped(queue.shards[0]), json, await _doors(queue.shards[0]))
 
     on_queue(load_or_exit(config), work)
+
+
+async def _doors(shard: Shard) -> list[dict[str, str]]:
+    return [{"name": one.name, "trouble": one.trouble} for one in await present(shard) if one.role == "relayd"]
+
+
+async def _obeying(shard: Shard, why: str) -> list[dict[str, str]]:
+    """What each relayd says, once all refuse new mail: they look every second and speak every three."""
+    until = time.monotonic() + OBEYED_SECONDS
+    doors = await _doors(shard)
+    while not all(f"{STOPPED}: {why}" in door["trouble"] for door in doors) and time.monotonic() < until:
+        await asyncio.sleep(0.2)
+        doors = await _doors(shard)
+    return doors
 
 
 def _plain(found: Stopped | None) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ def test_the_verbs(shared_redis: Any, relayctl: Relayctl) -> None:
     said = orjson.loads(relayctl("stop", "--reason", "new  disk", "--for", "1h", "--json").stdout)
     assert (said["stopped"], said["reason"], said["until"] - said["since"]) == (True, "new disk", 3_600_000)
     again = relayctl("stop", "--reason", "still", "--json").stdout
-    assert orjson.loads(again) == {"stopped": True, "reason": "still", "since": said["since"], "until": 0}
+    assert orjson.loads(again) == {"stopped": True, "reason": "still", "since": said["since"], "until": 0, "relayd": []}
     assert "until started by hand: still" in relayctl("status").stdout
     assert relayctl("start", "--reason", "done").exit_code == 0
     assert relayctl("status").stdout == "new mail is taken\n"
@@ -133,3 +133,7 @@ def test_a_restarted_relayd_refuses_from_its_first_connection(redis_server: Redi
         until(port, True, 10)
         with smtplib.SMTP("127.0.0.1", smtp_port) as smtp:
             assert smtp.sendmail("a@b.example", ["c@d.example"], "From: a@b.example\r\n\r\nhi\r\n") == {}
+        (said,) = orjson.loads(call("stop", "--reason", "again", "--json").stdout)["relayd"]
+        assert said["trouble"] == "intake is stopped: again"
+        with pytest.raises(smtplib.SMTPConnectError, match="421"):
+            smtplib.SMTP("127.0.0.1", smtp_port)
