@@ -121,7 +121,7 @@ class Scenario(Section):
         known = {domain.name for domain in self.domains} | {name for d in self.domains for _, name in d.hosts()}
         for name, behaviour in self.behaviours.items():
             if behaviour.later is not None and behaviour.later.shape not in shape_names():
-                raise ValueError(f"behaviours.{name}: no shape {behaviour.later.shape!r} in sandbox/returns.toml")
+                raise ValueError(f"behaviours.{name}: no shape {behaviour.later.shape!r} in sandbox/returns*.toml")
         for domain in self.domains:
             for chosen in (domain.behaviour, *domain.sources.values()):
                 catalogue.get(chosen)

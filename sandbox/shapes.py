@@ -1,4 +1,4 @@
-"""The shapes of mail that comes back, as data (``returns.toml``): pure, from what is known of a message to octets.
+"""The shapes of mail that comes back, as data (``returns*.toml``): pure, from what is known of a message to octets.
 
 What goes back must not be a way into the relay by another's words: values are cut to one line where a line is meant.
 """
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from config.settings import Section
 
+FILES = ("returns.toml", "returns_loose.toml", "returns_answers.toml")
 _VARIABLE = re.compile(rb"\$([a-z_]+)")
 _MESSAGE_ID = re.compile(rb"^message-id:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _SUBJECT = re.compile(rb"^subject:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
@@ -60,9 +61,10 @@ class Back:
 
 @cache
 def shapes() -> Mapping[str, Shape]:
-    """All of them by name; ValueError when the file is damaged."""
-    tree = tomllib.loads(resources.files("sandbox").joinpath("returns.toml").read_text(encoding="utf-8"))
-    return {name: Shape.model_validate(tree["defaults"] | given) for name, given in tree["shapes"].items()}
+    """All of them by name; ValueError when a file is damaged."""
+    trees = [tomllib.loads(resources.files("sandbox").joinpath(name).read_text(encoding="utf-8")) for name in FILES]
+    usual = trees[0]["defaults"]
+    return {name: Shape.model_validate(usual | given) for tree in trees for name, given in tree["shapes"].items()}
 
 
 def names() -> list[str]:
