@@ -53,18 +53,21 @@ class Retention:
         self._pause = pause
         self._indexer = Indexer()
         self._damaged: set[Path] = set()
+        self._known: dict[Path, tuple[set[str], bool]] = {}
+        self._turn = 0
 
     def look(self, terms: Terms, today: datetime.date) -> int:
         """One pass over all closed segments: how many were packed, thinned or deleted. Raises OSError."""
         changed = 0
-        for shard in self._archive.shards():
-            for one in self._archive.segments(shard)[:-1]:
-                if self._stop():
-                    return changed
-                try:
-                    changed += self._look_at(one, terms, (today - one.day).days)
-                except SegmentDamaged as damage:
-                    self._say(one, damage)
+        closed = [one for shard in self._archive.shards() for one in self._archive.segments(shard)[:-1]]
+        for one in closed:
+            if self._stop():
+                return changed
+            try:
+                changed += self._look_at(one, terms, (today - one.day).days)
+            except SegmentDamaged as damage:
+                self._say(one, damage)
+        self._check_an_index([one for one in closed if one.path.exists() and one.path not in self._damaged])
         return changed
 
     def _say(self, one: Segment, damage: SegmentDamaged) -> None:
@@ -83,17 +86,41 @@ class Retention:
         return False
 
     def _facts(self, one: Segment) -> tuple[set[str], bool]:
-        """The kinds of events in a segment by its index, which is made where it lacks or is damaged; whether it is packed."""
-        with one.path.open("rb") as file:
+        """The kinds of events in a segment by its index, which is made where it lacks; whether it is packed. Read once:
+        a segment of a day that is over changes by our own hand alone."""
+        known = self._known.get(one.path)
+        if known is None or not index.path_of(one.path).exists():
+            known = self._known[one.path] = self._read_facts(one.path)
+        return known
+
+    def _read_facts(self, path: Path) -> tuple[set[str], bool]:
+        with path.open("rb") as file:
             head = segment.read_head(file)
             if head is None:
                 return set(), True
-            self._indexer.catch_up(one.path)
-            with index.path_of(one.path).open("rb") as beside:
-                found = list(index.blocks(beside, head.tag))
-                if not all(index.is_sound(beside, block) for block in found):
-                    self._indexer.make(one.path)
-        return {kind for block in found for kind in block.kinds}, bool(head.flags & segment.PACKED)
+            self._indexer.catch_up(path)
+            with index.path_of(path).open("rb") as beside:
+                kinds = {kind for block in index.blocks(beside, head.tag) for kind in block.kinds}
+        return kinds, bool(head.flags & segment.PACKED)
+
+    def _check_an_index(self, closed: list[Segment]) -> None:
+        """One at each pass, in turn: reading all of them each time would be gigabytes a year's archive."""
+        if not closed:
+            return
+        one = closed[self._turn % len(closed)]
+        self._turn += 1
+        with one.path.open("rb") as file:
+            head = segment.read_head(file)
+            if head is None:
+                return
+            try:
+                with index.path_of(one.path).open("rb") as beside:
+                    if all(index.is_sound(beside, block) for block in index.blocks(beside, head.tag)):
+                        return
+            except FileNotFoundError:
+                pass
+        log.warning("index made anew", segment=str(one.path))
+        self._indexer.make(one.path)
 
     def _write_anew(self, one: Segment, without: set[str]) -> bool:
         part = one.path.with_name(one.path.name + ".part")
@@ -129,6 +156,7 @@ class Retention:
 
     def _replace(self, one: Segment, part: Path, written: _Packing, without: set[str]) -> None:
         before = one.path.stat().st_size
+        self._known.pop(one.path, None)
         if not written.covered:
             part.unlink()
             self._delete(one)
@@ -143,6 +171,7 @@ class Retention:
         log.info("segment packed", segment=str(one.path), before=before, after=after, without=sorted(without))
 
     def _delete(self, one: Segment) -> None:
+        self._known.pop(one.path, None)
         one.path.unlink(missing_ok=True)
         index.path_of(one.path).unlink(missing_ok=True)
         sync_directory(one.path.parent)

@@ -8,12 +8,15 @@ import random
 import resource
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.harness import Relay, scratch
 from mailqueue.alarms import raised
 from mailqueue.lease import Lease
 from streams import ids
@@ -256,3 +259,35 @@ def test_a_server_without_memory_gets_it_back(redis_server: Any, tmp_path: Path)
         return await length(shard) < 1200
 
     asyncio.run(scenario())
+
+
+def test_the_process_says_why_it_does_not_archive(tmp_path: Path) -> None:
+    """The directory above is not there; once it is, the same process goes on by itself."""
+    with scratch("archive") as directory:
+        settings = {"archive": {"directory": str(tmp_path / "above" / "a")}}
+        with Relay(directory, roles=("maintenance",), settings=settings) as relay:
+            said = ""
+
+            async def scenario(ready: bool) -> None:
+                async def answers() -> bool:
+                    nonlocal said
+                    status, said = await asyncio.to_thread(readiness, relay)
+                    return (status == 200) is ready and (ready or "archive" in said)
+
+                await eventually(answers, 20)
+
+            asyncio.run(scenario(False))
+            assert "No such file or directory" in said
+            (tmp_path / "above").mkdir()
+            asyncio.run(scenario(True))
+            assert relay.metrics("maintenance")["tambo_archive_leads"] == 1
+            assert (tmp_path / "above" / "a" / "lock").exists()
+
+
+def readiness(relay: Relay) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{relay._ports['maintenance']}/readyz", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()

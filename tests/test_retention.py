@@ -133,6 +133,23 @@ def test_packed_segments_have_one_index_that_finds(shared_redis: Any, tmp_path: 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("lacking", [False, True])
+def test_a_damaged_index_is_made_anew(tmp_path: Path, lacking: bool) -> None:
+    archive = archive_of(tmp_path / "a", days(4))
+    retention = Retention(archive, pause=lambda _: None)
+    assert retention.look(Terms(), FIRST + datetime.timedelta(5)) == 3
+    paths = [index.path_of(one.path) for one in archive.segments()[:-1]]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        if lacking:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for _ in range(3):  # one at each pass
+        retention.look(Terms(), FIRST + datetime.timedelta(5))
+    assert [path.read_bytes() for path in paths] == before
+
+
 @pytest.mark.parametrize("where", ["middle", "tail", "head"])
 def test_a_damaged_segment_is_kept_as_it_is(tmp_path: Path, where: str) -> None:
     archive = archive_of(tmp_path / "a", days(2))
