@@ -265,23 +265,30 @@ def test_the_process_says_why_it_does_not_archive(tmp_path: Path) -> None:
     """The directory above is not there; once it is, the same process goes on by itself."""
     with scratch("archive") as directory:
         settings = {"archive": {"directory": str(tmp_path / "above" / "a")}}
-        with Relay(directory, roles=("maintenance",), settings=settings) as relay:
-            said = ""
-
-            async def scenario(ready: bool) -> None:
-                async def answers() -> bool:
-                    nonlocal said
-                    status, said = await asyncio.to_thread(readiness, relay)
-                    return (status == 200) is ready and (ready or "archive" in said)
-
-                await eventually(answers, 20)
-
-            asyncio.run(scenario(False))
-            assert "No such file or directory" in said
+        relay = Relay(directory, roles=("maintenance",), settings=settings)
+        try:
+            relay.start_server()
+            relay.start("maintenance", wait=False)
+            assert "No such file or directory" in asyncio.run(told(relay, ready=False))
             (tmp_path / "above").mkdir()
-            asyncio.run(scenario(True))
+            asyncio.run(told(relay, ready=True))
             assert relay.metrics("maintenance")["tambo_archive_leads"] == 1
             assert (tmp_path / "above" / "a" / "lock").exists()
+        finally:
+            relay.close()
+
+
+async def told(relay: Relay, *, ready: bool) -> str:
+    """What /readyz says once it is ready, or is not because of the archive."""
+    said = ""
+
+    async def answers() -> bool:
+        nonlocal said
+        status, said = await asyncio.to_thread(readiness, relay)
+        return status == 200 if ready else "archive: " in said
+
+    await eventually(answers, 30)
+    return said
 
 
 def readiness(relay: Relay) -> tuple[int, str]:
@@ -291,3 +298,5 @@ def readiness(relay: Relay) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+    except OSError:  # not yet
+        return 0, ""
