@@ -21,12 +21,12 @@ from mailqueue.accounts import Change
 from mailqueue.errors import QueueDown
 from mailqueue.queue import Queue
 from mailqueue.quota import Grant, IncidentSeen, Kind, Short, new_token
-from mailqueue.statement import LAST_DAY, Reconciled, Statement, campaign_use, reconcile, statement
+from mailqueue.statement import LAST_DAY, Reconciled, campaign_use, reconcile, statement
 from relayctl.account_register import Register, refuse
 from relayctl.audit import Why, actor, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, Reason, _console, on_queue, said
-from relayctl.sheets import clock
+from relayctl.quota_sheets import COLUMNS, plain, rows
 
 PATIENCE_SECONDS = 10.0  # for an answer; a verb whose answer was lost is repeated under its token
 T = TypeVar("T")
@@ -166,11 +166,11 @@ def print_statement(
         find(register, name)
         found = await statement(queue.ledger, name, queue.quota.timezone, first, last)
         if json:
-            typer.echo(orjson.dumps(_plain(found), option=orjson.OPT_INDENT_2))
+            typer.echo(orjson.dumps(plain(found), option=orjson.OPT_INDENT_2))
         elif csv_:
-            csv.writer(sys.stdout, lineterminator="\n").writerows([_COLUMNS, *rows(found)])
+            csv.writer(sys.stdout, lineterminator="\n").writerows([COLUMNS, *rows(found)])
         else:
-            table = Table(*_COLUMNS, box=None, pad_edge=False)
+            table = Table(*COLUMNS, box=None, pad_edge=False)
             for row in rows(found):
                 table.add_row(*map(Text, row))
             _console().print(table)
@@ -204,31 +204,6 @@ def reconcile_(
 def _figures(one: Reconciled) -> dict[str, Any]:
     facts = {slot: getattr(one, slot) for slot in one.__slots__ if slot != "sum"}
     return facts | {"difference": one.difference, "agrees": one.agrees}
-
-
-_COLUMNS = ("when", "kind", "recipients", "left", "origin", "who", "about")
-
-
-def rows(found: Statement) -> list[tuple[str, ...]]:
-    """Entries as they came, then use day by day; the last column but three runs from opening to closing."""
-    left = found.opening
-    table: list[tuple[str, ...]] = [(found.first, "opening", "", str(left), "", "", "")]
-    for entry in found.entries:
-        left += entry["amount"]
-        about = [entry.get(key, "") for key in ("reason", "other", "incident", "period")]
-        head = (clock(entry["at"]), entry["kind"], f"{entry['amount']:+}", str(left))
-        table.append((*head, entry.get("origin", ""), entry.get("who", ""), " ".join(filter(None, about))))
-    for (day, origin), count in found.use.items():
-        left -= count
-        table.append((day, "use", f"{-count:+}", str(left), origin, "", ""))
-    table.append((found.last if found.last != LAST_DAY else "", "closing", "", str(left), "", "", ""))
-    return table
-
-
-def _plain(found: Statement) -> dict[str, Any]:
-    use = [{"day": day, "origin": origin, "recipients": count} for (day, origin), count in found.use.items()]
-    ends = {"account": found.account, "opening": found.opening, "closing": found.closing}
-    return {**ends, "entries": [*found.entries], "use": use}
 
 
 def find(register: Register, name: str) -> AccountSettings:
