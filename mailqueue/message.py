@@ -20,6 +20,11 @@ def new_id() -> str:
     return base64.b32hexencode((number << 4).to_bytes(13, "big")).decode("ascii").lower()[:20]
 
 
+def id_at(ms: int) -> str:
+    """Behind every id that was made before this time (Unix ms), before every other."""
+    return base64.b32hexencode((max(ms, 0) << 56).to_bytes(13, "big")).decode("ascii").lower()[:20]
+
+
 def born(message_id: str) -> int:
     """When :func:`new_id` made it, Unix ms; ValueError for what it did not make."""
     if len(message_id) != 20 or not message_id.isascii():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mailqueue import keys
-from mailqueue.message import born, domain_of
+from mailqueue.message import domain_of, id_at
 from mailqueue.reading import envelopes
 from mailqueue.scripts import Argument, Shard
 from mailqueue.selection import (
@@ -31,6 +31,7 @@ from mailqueue.selection import (
     where,
 )
 
+ITEM_BYTES = 22  # of a message whose id new_id made
 TOGETHER = 50  # scans in one round trip: the server answers others in between
 T = TypeVar("T")
 
@@ -43,19 +44,15 @@ class _Scan:
     selection: Selection
     flows: dict[str, Flow] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)  # destination → group, where it is not default
+    youngest: bytes = b""  # where ids that are too young begin, "" = none is
 
     @property
     def prefix(self) -> str:
         return self.shard.prefix
 
     def wants(self, key: bytes) -> bool:
-        """By what the key alone says."""
-        if self.selection.before:
-            try:
-                return born(key[:-2].decode("ascii")) < self.selection.before
-            except ValueError:
-                return False
-        return True
+        """By what the key alone says: ids sort by time, others are of no age."""
+        return not self.youngest or (len(key) == ITEM_BYTES and key < self.youngest)
 
 
 async def pages(
@@ -65,7 +62,7 @@ async def pages(
     (:mod:`mailqueue.entries`). ``last``: the place from which the caller takes things elsewhere; it is gone through when
     the others are, so that nothing is met again where it was put. Raises QueueDown."""
     for shard in shards:
-        scan = _Scan(shard, selection)
+        scan = _Scan(shard, selection, youngest=id_at(selection.before).encode() if selection.before else b"")
         scan.flows = {flow.id: flow async for flow in _flows(shard, selection)}
         if selection.domain:
             scan.groups = await groups_of(shard, [selection.domain])

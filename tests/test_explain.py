@@ -1,4 +1,4 @@
-"""``relayctl explain`` on real cases: a delivery with its sandbox, a queue, a relayd; and its words on facts by hand."""
+"""``relayctl explain`` on real cases: a delivery with its sandbox, a queue, a relayd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from config.load import Loaded
 from config.settings import RouteSettings, Settings
 from delivery.live import figures
 from delivery.routes import Routes
-from ipreputation.inspect import Standing, binding
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import LimitStore
 from mailqueue import scripts
@@ -30,7 +29,6 @@ from mailqueue.selection import Selection
 from mailqueue.worker import Settlement
 from relayctl.audit import actor
 from relayctl.explain import answer, lines
-from relayctl.explain_words import limit_text, rate_text
 from relayctl.main import app
 from tests.delivery_kit import Rig, providers, rig
 from tests.queue_kit import claim_all, eventually, message, now_ms, opened, working
@@ -185,6 +183,10 @@ def test_a_smarthost_route(play: Any) -> None:
         assert row["codes"][0] == "suspended" and "dns" in row["codes"]
         assert "route formal is suspended by the relay" in row["why"][0]["text"]
         assert row["source"].startswith("by smarthost formal, because of its recipient domain; pool default")
+        await it.queue.suspend("route:formal", 0, "their maintenance")
+        (row,) = await explain(it.queue, settings, sent)
+        assert "route formal is suspended by an operator, until resumed: their maintenance" in row["why"][0]["text"]
+        assert row["next_at"] == 0 and row["waits_for"] == "resume: `relayctl queue resume route:formal --reason …`"
 
     play(story, routes=Routes((route,)))
 
@@ -332,25 +334,3 @@ def test_what_quota_and_rate_refused_at_the_door(redis_server: Any, tmp_path: Pa
             "refused at submission" in ran.stdout and "never was in the queue: 550 5.7.1 quota exhausted" in ran.stdout
         )
         assert "`relayctl account statement app`" in ran.stdout
-
-
-# ── pure ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_which_limit_binds() -> None:
-    free = Standing("a", "connections", 10, 3, 0.0)
-    full = Standing("b", "connections", 10, 0, 25.0)
-    soon = Standing("c", "messages", 1, 0, 0.25, rate=(4, 1.05))
-    late = Standing("d", "messages", 5, 0, 400.0, rate=(10, 3600.05))
-    assert binding([]) is None and binding([free]) is None
-    assert binding([free, soon]) == soon and binding([late, soon]) == late
-    opening = Standing("e", "opening", 1, 0, 9.0, rate=(1, 10.05))
-    assert binding([full]) == full and binding([late, full]) == late, (
-        "sessions there are, and nothing to send with them"
-    )
-    assert binding([full, opening]) == full and binding([free, opening]) is None
-    assert binding([Standing("a", "connections", 10, 10, 0.0), opening]) == opening
-    assert limit_text(full) == "10 of 10 connections open (b): one more fits when one of them ends"
-    assert limit_text(soon) == "4/s messages (c): one more fits in 250 ms"
-    assert limit_text(late) == "10/h messages (d): one more fits in 6 min 40 s"
-    assert [rate_text(one) for one in (free, soon, late)] == ["", "4/s", "10/h"]

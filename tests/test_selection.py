@@ -12,7 +12,7 @@ import pytest
 
 from mailqueue import selection as sel
 from mailqueue.entries import Entries, Row
-from mailqueue.message import Message, State, born, new_id
+from mailqueue.message import Message, State, born, id_at, new_id
 from mailqueue.queue import Queue
 from mailqueue.selection import Selection
 from mailqueue.worker import Settlement, Worker
@@ -32,6 +32,8 @@ def aged(hours: int, *recipients: str, **changes: Any) -> Message:
 def test_an_id_tells_when_it_was_made() -> None:
     before = now_ms()
     assert before <= born(new_id()) <= now_ms()
+    assert id_at(before) <= new_id() < id_at(now_ms() + 1)
+    assert born(id_at(before)) == before and id_at(before) < id_at(before + 1)
     for wrong in ("", "short", "ñ" * 20, "w" * 20):
         with pytest.raises(ValueError):
             born(wrong)
