@@ -46,30 +46,30 @@ DAY_MS = 86_400_000
 
 @dataclass(slots=True)
 class Truth:
-    """What was written of the sampled ids and mailboxes, in order."""
+    """What was written of the sampled ids and mailboxes, in order. ``wanted``: the numbers of the mails to sample."""
 
+    wanted: frozenset[int]
     ids: dict[str, list[bytes]] = field(default_factory=dict)
     mailboxes: dict[str, list[bytes]] = field(default_factory=dict)
+    mails: int = 0
     events: int = 0
 
     def add(self, row: Row) -> None:
         self.events += 1
+        if row.data.startswith(b'{"kind":"received"'):
+            if self.mails in self.wanted:
+                self.ids[row.id] = []
+            self.mails += 1
         if row.id in self.ids:
             self.ids[row.id].append(row.data)
         if row.mailbox in self.mailboxes:
             self.mailboxes[row.mailbox].append(row.data)
 
 
-def sampled(mails: int, begin: int, samples: int) -> Truth:
-    """Ids over the whole day, and mailboxes."""
-    rng, truth = random.Random(7), Truth()
-    wanted = {mails * number // samples for number in range(samples)} | {mails - 1}
-    mail = 0
-    for row in rows(mails, begin, DAY_MS):
-        if b'"kind":"received"' in row.data[:20]:
-            if mail in wanted:
-                truth.ids[row.id] = []
-            mail += 1
+def sampled(mails: int, samples: int) -> Truth:
+    """Mails of the whole day, the last one among them, and mailboxes."""
+    rng = random.Random(7)
+    truth = Truth(frozenset(mails * number // samples for number in range(samples)) | {mails - 1})
     while len(truth.mailboxes) < samples:
         truth.mailboxes[mailbox(rng.randrange(MAILBOXES))] = []
     return truth
@@ -226,7 +226,7 @@ def command_line(relay: Relay, directory: Path, truth: Truth) -> float:
 async def measure(outcome: Outcome, relay: Relay, directory: Path, mails: int, samples: int) -> None:
     yesterday = datetime.combine(date.today() - timedelta(1), datetime.min.time(), UTC)
     begin = int(yesterday.timestamp() * 1000)
-    truth = sampled(mails, begin, samples)
+    truth = sampled(mails, samples)
     began = time.perf_counter()
     recent = await asyncio.to_thread(write, directory, rows(mails, begin, DAY_MS), truth, min(RECENT, mails // 10))
     outcome.figures["written events/s"] = round(truth.events / (time.perf_counter() - began))
