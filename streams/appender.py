@@ -61,6 +61,8 @@ class Appender:
                 raise ArchiveBusy(f"another process writes to {self._directory}") from None
             raise
         self._lock = lock
+        for part in self._directory.glob("*.part"):  # of a process that died
+            part.unlink()
 
     def close(self) -> None:
         for shard in list(self._open):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from streams import index, segment
 from streams.index import Covered
-from streams.segment import SegmentDamaged
+from streams.segment import SegmentDamaged, private
 
 
 class Indexer:
@@ -68,7 +68,7 @@ class Indexer:
     @staticmethod
     def _append(path: Path, tag: bytes, size: int, block: bytes) -> None:
         head = index.head(tag)
-        with index.path_of(path).open("ab") as file:
+        with open(index.path_of(path), "ab", opener=private) as file:
             if size == len(head):
                 file.truncate(0)
                 file.write(head)

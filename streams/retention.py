@@ -125,7 +125,7 @@ class Retention:
     def _write_anew(self, one: Segment, without: set[str]) -> bool:
         part = one.path.with_name(one.path.name + ".part")
         try:
-            with one.path.open("rb") as old, part.open("wb") as new:
+            with one.path.open("rb") as old, open(part, "wb", opener=segment.private) as new:
                 written = _Packing(new, one.shard)
                 for raw in self._batches(old, one):
                     written.add(raw, without)
@@ -165,7 +165,8 @@ class Retention:
         sync_directory(one.path.parent)
         beside = index.path_of(one.path)
         begin = beside.with_name(beside.name + ".part")
-        begin.write_bytes(index.head(written.tag) + index.block(written.covered, written.kinds, segment.HEAD_BYTES))
+        with open(begin, "wb", opener=segment.private) as file:
+            file.write(index.head(written.tag) + index.block(written.covered, written.kinds, segment.HEAD_BYTES))
         begin.replace(beside)
         after = one.path.stat().st_size
         log.info("segment packed", segment=str(one.path), before=before, after=after, without=sorted(without))

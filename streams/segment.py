@@ -105,6 +105,11 @@ def _framed(magic: int, body: bytes) -> bytes:
     return _SKIPPABLE.pack(magic, len(body) + _CRC.size) + body + _CRC.pack(crc32(body))
 
 
+def private(path: str, flags: int) -> int:
+    """Opener of files that hold addresses: for owner and group."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o640)
+
+
 # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -89,6 +89,7 @@ def test_kinds_go_one_by_one_then_the_day(tmp_path: Path) -> None:
     assert kept(archive) == everything[-3:]
     assert [one.day for one in archive.segments()] == dates[3:]
     assert archive.newest(0) == entries[-1][0]
+    assert {path.stat().st_mode & 0o007 for path in (tmp_path / "a").iterdir()} == {0}
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["2026-01-04.q0.index", "2026-01-04.q0.jsonl.zst", "lock"]
 
@@ -117,6 +118,7 @@ def test_packed_segments_have_one_index_that_finds(shared_redis: Any, tmp_path: 
     assert looked(archive, Terms(), 5) == 1
     path = archive.segments()[0].path
     assert path.stat().st_size < before
+    assert {each.stat().st_mode & 0o777 for each in (path, index.path_of(path))} == {0o640}
     with path.open("rb") as file, index.path_of(path).open("rb") as beside:
         head = segment.read_head(file)
         assert head is not None and head.flags & segment.PACKED
