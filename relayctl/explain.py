@@ -44,7 +44,12 @@ def explain(
     if (id and not (id.isascii() and id.isalnum())) or (recipient and "@" not in recipient):
         raise typer.BadParameter(f"{id or recipient!r} is no message id, or no address")
     loaded = load_or_exit(config)
-    on_queue(loaded, lambda queue: _explain(queue, loaded, Selection((id,) if id else (), recipient), limit, json))
+    wanted = Selection((id,) if id else (), recipient)
+    try:
+        on_queue(loaded, lambda queue: _explain(queue, loaded, wanted, limit, json))
+    except OSError as error:  # the certificate of a route's authority
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 def mount(root: typer.Typer, queue: typer.Typer) -> None:

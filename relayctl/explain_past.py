@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from config.load import Loaded
 from mailqueue.events import Event
@@ -21,10 +24,14 @@ _QUOTA = {
 
 
 async def past(queue: Queue, loaded: Loaded, id: str, recipient: str) -> list[Event]:
-    """Everything about it, oldest first. Raises QueueDown."""
+    """Everything about it, oldest first; what the streams have, where the archive cannot be read. Raises QueueDown."""
     directory = loaded.settings.archive.directory
-    archive = Archive(Path(directory)) if directory else None
-    return await history(queue.shards, archive, id=id, recipient=recipient, limit=MOST_EVENTS)
+    wanted: dict[str, Any] = {"id": id, "recipient": recipient, "limit": MOST_EVENTS}
+    try:
+        return await history(queue.shards, Archive(Path(directory)) if directory else None, **wanted)
+    except OSError as error:
+        typer.echo(f"without the archive: {error}", err=True)
+        return await history(queue.shards, None, **wanted)
 
 
 def ended(events: Sequence[Event]) -> list[Event]:

@@ -104,14 +104,16 @@ def _made(message_id: str) -> int:
 
 
 async def _of_shard(shard: Shard, archive: Archive | None, wanted: Wanted, limit: int) -> list[Record]:
-    """The stream behind the archive's end first: what is trimmed meanwhile is in the archive by then."""
-    newest = ""
+    """The stream behind the archive's end first: what is trimmed meanwhile is in the archive by then. What was trimmed
+    before there was an archive, or lies in one on another host, is not told."""
+    newest, before = "", None
     while True:
         if archive is not None:
             newest = await asyncio.to_thread(archive.newest, shard.number)
         recent = await _streamed(shard, max(wanted.since, ids.following(ids.parse(newest))), wanted)
-        if archive is None or ids.parse(await trimmed_to(shard)) <= ids.parse(newest):
+        if archive is None or newest == before or ids.parse(await trimmed_to(shard)) <= ids.parse(newest):
             break
+        before = newest
     if archive is None or len(recent) >= limit:
         return recent[-limit:]
     older = await asyncio.to_thread(_archived, archive, shard.number, wanted, ids.parse(newest), limit - len(recent))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mailqueue.events import Event
 from mailqueue.message import new_id
+from mailqueue.trimming import trim
 from streams import index, segment
 from streams.appender import Appender
 from streams.archive import Archive
@@ -24,7 +25,7 @@ from streams.history import _made, history
 from streams.index import Covered
 from streams.indexing import Indexer
 from streams.segment import Entry
-from tests.queue_kit import now_ms, opened
+from tests.queue_kit import message, now_ms, opened
 
 DAY = 1_767_225_600_000
 NAMES = ("Ana@Gob.test", "ana@gob.test", "luz.e@xn--and-6ma2c.test", "Luz.E@ñandú.test", '"a b"@x.test', "josé@x.test")
@@ -197,3 +198,18 @@ def test_an_index_torn_anywhere_is_made_whole(tmp_path: Path) -> None:
 )
 def test_what_is_one_mailbox(first: str, second: str, same: bool) -> None:
     assert (index.recipient_key(first) == index.recipient_key(second)) is same
+
+
+def test_an_archive_that_is_younger_than_what_was_trimmed(shared_redis: Any, tmp_path: Path) -> None:
+    """Or that lies on another host: what the stream has is told, and nobody is waited for."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            for _ in range(5):
+                await queue.put(sent := message("a@x.test"))
+            await trim(queue.shards[0], 2)
+            for directory in (tmp_path, tmp_path / "none"):
+                found = await history(queue.shards, Archive(directory), id=sent.envelope.id)
+                assert [event.kind for event in found] == ["received"]
+
+    asyncio.run(scenario())
