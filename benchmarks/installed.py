@@ -5,10 +5,12 @@ Next hops are the sandbox's, a service of the machine beside it. Mail is sent fr
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,22 @@ class Installed:
     def load(self, messages: int) -> InNetwork:
         """From now on, until so many more were accepted."""
         return InNetwork(self.machine, lambda: uvloop.run(self.client.run(messages)))
+
+    @contextlib.contextmanager
+    def steady_load(self) -> Iterator[None]:
+        """Mail comes in as long as this lasts, some pauses between."""
+        ended = threading.Event()
+
+        def submit() -> None:
+            while not ended.wait(0.2):
+                uvloop.run(self.client.run(50))
+
+        work = self.inside(submit)
+        try:
+            yield
+        finally:
+            ended.set()
+            work.result()
 
     def inside(self, work: Callable[[], Any]) -> InNetwork:
         """From now on, in the machine's network."""

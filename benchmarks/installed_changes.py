@@ -53,20 +53,20 @@ def upgrade(world: Installed, outcome: Outcome, messages: int) -> None:
     kept = set(world.versions().values()) == old and "nothing was changed" in refused
     outcome.check("upgrade: a version with another schema is refused, the old one goes on", kept, refused[-160:])
     successor(world, "/root/next", number[1] + ".1")
-    load, mixed = world.load(messages * 2), []
-    work = world.inside(lambda: world.make("upgrade", source="/root/next"))
-    while not work.done:
-        found = set(world.versions().values())
-        if len(found) > 1 and not load.done:
-            mixed.append(len(found))
-        time.sleep(0.2)
+    mixed: list[int] = []
+    with world.steady_load():
+        work = world.inside(lambda: world.make("upgrade", source="/root/next"))
+        while not work.done:
+            if len(found := set(world.versions().values())) > 1:
+                mixed.append(len(found))
+            time.sleep(0.2)
     outcome.figures["upgrade"] = [line for line in str(work.result()).splitlines() if " is " in line]
-    under_load = not load.done
-    load.result()
-    new = set(world.versions().values())
-    outcome.check("upgrade: all run the new version", len(new) == 1 and not new & old, f"{old} → {new}")
+    new, link = set(world.versions().values()), world.machine.run("readlink", "/opt/tambo/current").stdout.strip()
+    outcome.check(
+        "upgrade: all run the new version", new == {link} and not new & old, f"{old} → {new}, current is {link}"
+    )
     outcome.check("upgrade: both versions worked on one queue under load", bool(mixed), f"{len(mixed)} looks saw both")
-    outcome.figures["upgrade_under_load"] = under_load
+    world.load(messages).result()
     lost = [reply for reply in world.client.refused.values() if not reply.startswith("421")]
     outcome.check(
         "upgrade: no mail refused", not lost, lost[:1] or f"{world.client.troubles} sessions told to come again"
