@@ -7,7 +7,7 @@ at most a tenth more than the first, and the stream is never longer than what it
 order. Counter-checks: with maintenance killed the same watch says "not flat"; a replay that lacks a batch, or has an
 event twice, is said to be wrong.
 
-    python -m benchmarks.accept_weekend [--messages 10000000] [--rate 20000]
+    python -m benchmarks.accept_weekend [--messages 10000000] [--rate 15000]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mailqueue.queue import Queue
 from streams.archive import Archive
 from streams.merged import replay
 
-EVENTS, RATE = 10_000_000, 20_000  # a second, forced
+EVENTS, RATE = 10_000_000, 15_000  # a second, forced
 REAL_RATE, REAL_SECONDS = 300_000 * 3 // 3600, 20.0  # three events a mail
 KEEP = 200_000  # in the stream, archived
 FLAT = 0.10

@@ -184,7 +184,8 @@ class Archiving:
 
     async def _may_write(self) -> bool:
         """Lock first, then the lease; whoever had lost the lease looks again at what is on disk."""
-        await self._in_thread(self._appender.open)
+        if not self._appender.is_open:  # else a batch that is being written would be waited for
+            await self._in_thread(self._appender.open)
         left = self._lease.left
         if left < self._renew and not await self._lease.take():
             await self._resign()

@@ -47,10 +47,12 @@ class Appender:
         self._lock = -1
         self._open: dict[int, _Open] = {}
 
+    @property
+    def is_open(self) -> bool:
+        return self._lock >= 0
+
     def open(self) -> None:
-        """Makes the directory if its parent is there; nothing to do when it is open. Raises ArchiveBusy, OSError."""
-        if self._lock >= 0:
-            return
+        """Makes the directory if its parent is there. Raises ArchiveBusy, OSError."""
         self._directory.mkdir(mode=0o750, exist_ok=True)
         lock = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
