@@ -6,16 +6,15 @@ queue or the server went away, 2 for what cannot be meant.
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from delivery.notify import failed_by_hand, record_of
 from mailqueue.entries import Entries
@@ -23,19 +22,25 @@ from mailqueue.message import Envelope
 from mailqueue.queue import Queue
 from mailqueue.quota import Charge, charge_of
 from mailqueue.reading import envelopes
-from mailqueue.selection import HELD, QUEUED, Selection
-from mailqueue.withdrawal import Hand, Withdrawal
+from mailqueue.selection import HELD, QUEUED, STATES, Selection
+from mailqueue.withdrawal import IN_HAND, Hand, Withdrawal
 from relayctl.account_register import Register
 from relayctl.audit import actor, audited, record
 from relayctl.config import PathOption, load_or_exit
+from relayctl.progress import progress
 from relayctl.queue import JsonOption, Reason, _console, on_queue, print_json, said
 from relayctl.queue_list import plain_row, table_of
 from relayctl.queue_select import known, selecting
+from relayctl.spans import span
 
 ASK_ABOVE = 1000
 SAMPLE = 10
+PAUSE_SECONDS = 0.5  # before what workers had in hand is looked for again
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count, show some, change nothing.")]
+Wait = Annotated[
+    str, typer.Option("--wait", metavar="DURATION", help="Look again for what workers have in hand, for so long.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help=f"Do not ask, though there are more than {ASK_ABOVE:,}.")]
 All = Annotated[bool, typer.Option("--all", help="Everything in the queue, where nothing else is said.")]
 
@@ -48,6 +53,7 @@ class Order:
     selection: Selection
     all: bool
     dry_run: bool
+    wait: float  # seconds
     yes: bool
     json: bool
     config: Path | None
@@ -81,13 +87,14 @@ def hold(
     reason: Reason,
     all_: All = False,
     dry_run: DryRun = False,
+    wait: Wait = "",
     yes: Yes = False,
     json: JsonOption = False,
     config: PathOption = None,
 ) -> None:
     """Take recipients out of delivery and keep them until they are released; their time to live goes on."""
     withdrawal = Withdrawal("hold", "held", said(reason), actor=actor())
-    _carry_out(Order(withdrawal, selection, all_, dry_run, yes, json, config))
+    _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
 def release(
@@ -95,13 +102,14 @@ def release(
     reason: Reason,
     all_: All = False,
     dry_run: DryRun = False,
+    wait: Wait = "",
     yes: Yes = False,
     json: JsonOption = False,
     config: PathOption = None,
 ) -> None:
     """Put held recipients back, due at once."""
     withdrawal = Withdrawal("release", "released", said(reason), actor=actor())
-    _carry_out(Order(withdrawal, selection, all_, dry_run, yes, json, config))
+    _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
 def retry(
@@ -109,13 +117,14 @@ def retry(
     reason: Reason,
     all_: All = False,
     dry_run: DryRun = False,
+    wait: Wait = "",
     yes: Yes = False,
     json: JsonOption = False,
     config: PathOption = None,
 ) -> None:
     """Make recipients due now. What is suspended stays so, and it is said: resume it, too."""
     withdrawal = Withdrawal("retry", reason=said(reason), actor=actor())
-    _carry_out(Order(withdrawal, selection, all_, dry_run, yes, json, config))
+    _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
 def bounce(
@@ -123,6 +132,7 @@ def bounce(
     reason: Reason,
     all_: All = False,
     dry_run: DryRun = False,
+    wait: Wait = "",
     yes: Yes = False,
     json: JsonOption = False,
     config: PathOption = None,
@@ -131,7 +141,7 @@ def bounce(
     why = said(reason)
     diagnostic = f"x-tambo; given up by the operator: {why}"
     withdrawal = Withdrawal("close", "bounced", why, "failed", "5.3.0", diagnostic, actor())
-    _carry_out(Order(withdrawal, selection, all_, dry_run, yes, json, config))
+    _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
 def remove(
@@ -142,16 +152,22 @@ def remove(
     ] = False,
     all_: All = False,
     dry_run: DryRun = False,
+    wait: Wait = "",
     yes: Yes = False,
     json: JsonOption = False,
     config: PathOption = None,
 ) -> None:
     """Forget recipients: event `removed`, no DSN. They stay paid for unless --refund."""
     withdrawal = Withdrawal("suppress" if refund else "close", "removed", said(reason), actor=actor())
-    _carry_out(Order(withdrawal, selection, all_, dry_run, yes, json, config, refund))
+    _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config, refund))
 
 
 # ── what they share ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def patience(text: str) -> float:
+    """Seconds of --wait; BadParameter for what is no duration."""
+    return span(text) if text else 0.0
 
 
 def _carry_out(order: Order) -> None:
@@ -168,7 +184,7 @@ def _carry_out(order: Order) -> None:
     async def work(queue: Queue) -> None:
         missing = await _missing(queue, selection.ids)
         entries = Entries(queue.shards, selection)
-        with _progress("counting", None) as seen:
+        with progress("counting", None) as seen:
             count = await entries.counted(seen)
         if order.dry_run:
             await _rehearse(order, entries, count)
@@ -190,15 +206,33 @@ async def _do(queue: Queue, order: Order, entries: Entries, count: int, charge: 
     hand = Hand(order.withdrawal, failed_by_hand(why) if order.verb == "bounce" else record_of, charge)
     await record(queue, audited(verb, subject, why, {"selected": count}, count=count))
     try:
-        with _progress(verb, count) as seen:
-            async for rows in entries.rows(last=QUEUED if order.verb == "hold" else HELD):
-                await hand.apply(rows)
-                seen(len(rows))
+        with progress(verb, count) as seen:
+            await _pass(order, hand, entries, seen)
+        await _again(queue, order, hand)
     finally:
         _tell(order, hand, count)
     after = {order.done: hand.done, **hand.left}
     await record(queue, audited(verb, subject, why, {"selected": count}, after, hand.done))
     return hand.done
+
+
+async def _pass(order: Order, hand: Hand, entries: Entries, seen: Callable[[int], None]) -> None:
+    async for rows in entries.rows(last=QUEUED if order.verb == "hold" else HELD):
+        await hand.apply(rows)
+        seen(len(rows))
+
+
+async def _again(queue: Queue, order: Order, hand: Hand) -> None:
+    """What workers had in hand comes back, or is final; the first pass has counted the others that were left."""
+    deadline, left = asyncio.get_running_loop().time() + order.wait, Counter(hand.left)
+    where = order.selection.states or frozenset(STATES)
+    rest = replace(order.selection, states=where - {HELD} if order.verb == "hold" else where)
+    while left[IN_HAND] and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(PAUSE_SECONDS)
+        hand.left.clear()
+        await _pass(order, hand, Entries(queue.shards, rest), lambda _count: None)
+        left[IN_HAND] = hand.left[IN_HAND]
+        hand.left = +left
 
 
 def _tell(order: Order, hand: Hand, count: int) -> None:
@@ -259,13 +293,3 @@ async def _charges(queue: Queue, loaded: Any) -> Any:
         return charge_of(envelope, queue.quota.timezone, accounts.get(envelope.account))
 
     return charge
-
-
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Any]:
-    """A bar on a terminal's standard error; gives what counts on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)

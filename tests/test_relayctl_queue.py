@@ -17,7 +17,7 @@ from mailqueue.reaper import Reaper
 from mailqueue.withdrawal import Hand
 from mailqueue.worker import Settlement, Worker
 from relayctl.main import app
-from tests.queue_kit import claim_all, message, now_ms, opened, working
+from tests.queue_kit import claim_all, events, eventually, message, now_ms, opened, working
 
 Relayctl = Callable[..., Any]
 
@@ -208,6 +208,29 @@ def test_what_a_worker_has_is_said(shared_redis: Any, relayctl: Relayctl) -> Non
     assert again.exit_code == 1 and again.stdout.startswith("removed 0 of 1")
 
 
+@pytest.mark.parametrize("verb", ["remove", "hold"])
+def test_what_a_worker_has_is_waited_for(shared_redis: Any, relayctl: Relayctl, verb: str) -> None:
+    put(shared_redis.url, message("a@x.test"), message("b@x.test"))
+
+    async def scenario() -> Any:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            one, two = await claim_all(worker)
+            await worker.settle(Settlement(two, "back"))
+            words = ("queue", verb, "--destination", "x.test", "--reason", "wrong", "--wait", "1m")
+            ran = asyncio.create_task(asyncio.to_thread(relayctl, *words))
+
+            async def begun() -> bool:
+                done = await events(queue)
+                return any(event.kind in ("removed", "held") for event in done)
+
+            await eventually(begun)
+            await worker.settle(Settlement(one, "again", None, now_ms() + 600_000, State(1)))
+            return await ran
+
+    ran = asyncio.run(scenario())
+    assert ran.exit_code == 0 and " 2 of 2 recipients\n" in ran.stdout and "left" not in ran.stdout, ran.output
+
+
 def test_a_server_that_goes_away_is_said(make_redis_server: Any, tmp_path: Path, monkeypatch: Any) -> None:
     server = make_redis_server()
     path = tmp_path / "tambo.toml"
@@ -308,6 +331,7 @@ def test_wrong_keys(relayctl: Relayctl, key: str, allowed: str) -> None:
         ("queue", "hold", "--older-than", "soon", "--reason", "x"),
         ("queue", "hold", "not-an-id", "--reason", "x"),
         ("queue", "release", "--state", "queued", "--reason", "x"),
+        ("queue", "hold", "--all", "--reason", "x", "--wait", "soon"),
         ("queue", "list", "--after", "nowhere"),
     ],
 )
