@@ -1,0 +1,82 @@
+"""The handbook has a section for every alert, in both languages, and its commands are ones that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from benchmarks.alert_rules import rules
+from relayctl.main import app
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "docs" / "handbook.md", REPOSITORY / "docs" / "es" / "handbook.md"]
+LABELS = {
+    "handbook.md": ("Means", "At risk", "Look", "Do", "Wake", "Over when", "Drill"),
+    "es/handbook.md": ("Significa", "En riesgo", "Mirar", "Hacer", "Despertar", "Terminó cuando", "Simulacro"),
+}
+both = pytest.mark.parametrize("page", PAGES, ids=["en", "es"])
+
+
+def sections(page: Path) -> dict[str, str]:
+    parts = re.split(r"^## (Tambo\w+)\n", page.read_text(), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def commands(page: Path) -> set[str]:
+    """What is typed after relayctl, as far as it is the name of a verb."""
+    text = page.read_text().replace("\n  ", " ")
+    return {match.strip() for match in re.findall(r"relayctl((?: [a-z][a-z-]*){1,3})", text)}
+
+
+@both
+def test_every_alert_has_its_section_and_every_section_its_alert(page: Path) -> None:
+    assert set(sections(page)) == {rule.alert for rule in rules()}
+
+
+@both
+def test_a_section_says_all_there_is_to_know(page: Path) -> None:
+    labels = LABELS[str(page.relative_to(REPOSITORY / "docs"))]
+    drills = 0
+    for alert, text in sections(page).items():
+        for label in labels[:-1]:
+            assert f"**{label}**" in text, (alert, label)
+        drills += f"**{labels[-1]}**" in text
+        severities = {rule.severity for rule in rules() if rule.alert == alert}
+        head = text.partition("\n")[0]
+        assert severities == set(re.findall(r"page|ticket", head)), (alert, head)
+    assert drills >= 10
+
+
+def test_the_runbook_of_an_alert_is_its_section() -> None:
+    for rule in rules():
+        assert rule.runbook == f"docs/handbook.md#{rule.alert.lower()}"
+
+
+@both
+def test_links_inside_the_page_lead_somewhere(page: Path) -> None:
+    anchors = {name.lower() for name in sections(page)}
+    assert set(re.findall(r"\(#(\w+)\)", page.read_text())) <= anchors
+
+
+@both
+def test_every_command_exists(page: Path) -> None:
+    root = get_command(app)
+    for words in commands(page):
+        group = root
+        for word in shlex.split(words):
+            verbs = getattr(group, "commands", None)
+            if verbs is None:
+                break  # the rest is an argument
+            assert word in verbs, f"relayctl {words}"
+            group = verbs[word]
+
+
+def test_both_pages_have_the_same_commands() -> None:
+    one, other = (
+        sorted(re.findall(r"relayctl [a-z]+(?: [a-z]+)?", page.read_text().replace("\n  ", " "))) for page in PAGES
+    )
+    assert one == other
