@@ -30,6 +30,7 @@ PAGES = (
     "dkim.md",
     "events.md",
     "flow.md",
+    "handbook.md",
     "install.md",
     "operations.md",
     "reference.md",
