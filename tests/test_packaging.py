@@ -10,14 +10,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from pydantic import BaseModel
 
-from config.settings import Settings
 from mailqueue.events import _SPELLING, KINDS, Event
 from tests.test_floors import FLOORS, packages_of
 
@@ -144,29 +140,10 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} → {target}"
 
 
-def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    yield model
-    for field in model.model_fields.values():
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from sections(kind)
-
-
 @pytest.mark.parametrize("directory", ["docs", "docs/es"])
 class TestDocuments:
     def test_pages_exist(self, directory: str) -> None:
         assert {p.name for p in (REPOSITORY / directory).glob("*.md")} >= set(PAGES)
-
-    def test_configuration_names_every_key(self, directory: str) -> None:
-        text = (REPOSITORY / directory / "configuration.md").read_text()
-        keys = {
-            field.alias or name
-            for section in sections(Settings)
-            for name, field in section.model_fields.items()
-        }  # fmt: skip
-        assert {
-            key for key in keys if not re.search(rf"[`\[.]{key}[`\].]|^## .*\b{key}\b", text, re.MULTILINE)
-        } == set()
 
     def test_events_names_every_kind_and_field(self, directory: str) -> None:
         text = (REPOSITORY / directory / "events.md").read_text()
