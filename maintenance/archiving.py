@@ -29,6 +29,7 @@ from mailqueue.queue import Queue
 from mailqueue.scripts import Shard
 from mailqueue.trimming import trim
 from maintenance.alarms import Alarms
+from maintenance.catching import read
 from maintenance.retaining import Retaining
 from streams import ids
 from streams.appender import Appender, ArchiveBusy
@@ -59,6 +60,7 @@ class _Reel:
     held_bytes: int = 0
     since: float = 0.0
     page: int = 500
+    pace: float = 0.0  # entries a millisecond, where they were read last
     full: bool = False  # there was more to read
     batch: list[Entry] = field(default_factory=list)  # being written
     writing: asyncio.Task[None] | None = None
@@ -72,6 +74,8 @@ class _Reel:
         size = sum(len(event) for _, event in rows)
         if not self.held:
             self.since = time.monotonic()
+        span = ids.parse(rows[-1][0])[0] - ids.parse(rows[0][0])[0]
+        self.pace = len(rows) / span if span else 0.0
         self.held += rows
         self.held_bytes += size
         self.read = rows[-1][0]
@@ -246,9 +250,7 @@ class Archiving:
 
     async def _advance(self, reel: _Reel) -> bool:
         """Reads on while the last batch is still being written."""
-        words = ("XRANGE", reel.shard.events, f"({reel.read}", "+", "COUNT", reel.page)
-        rows = [(place.decode(), fields[1]) for place, fields in await reel.shard.command(*words)]
-        reel.full = len(rows) == reel.page
+        rows, reel.full = await read(reel.shard, reel.read, reel.page, reel.pace if reel.full else 0.0)
         if rows:
             reel.hold(rows)
         if self._due(reel):
