@@ -68,11 +68,12 @@ class Alarms:
         else:
             self._on.pop(name, None)
 
-    async def family(self, family: str, found: Mapping[str, tuple[str, int]]) -> None:
-        """``<family>:<whom>`` is on for each key of ``found`` (whom → reason, count), and for nobody else."""
+    async def family(self, family: str, found: Mapping[str, tuple[str, int]], *, whole: bool = True) -> None:
+        """``<family>:<whom>`` is on for each key of ``found`` (whom → reason, count), and for nobody else; not ``whole``:
+        of others this process cannot say."""
         for whom, (reason, count) in found.items():
             await self.set(f"{family}:{whom}", True, reason, count)
-        for name in [name for name in self._on if name.startswith(f"{family}:")]:
+        for name in [name for name in self._on if whole and name.startswith(f"{family}:")]:
             if name.removeprefix(f"{family}:") not in found:
                 await self.set(name, False)
 

@@ -20,6 +20,7 @@ Whom = str  # "<account>" or "<account>/<campaign>"
 
 class Bounces:
     def __init__(self) -> None:
+        self._began = 0
         self._parts: OrderedDict[int, tuple[Counter[Whom], Counter[Whom]]] = OrderedDict()  # settled, bounced
 
     def note(self, said: Said) -> None:
@@ -32,6 +33,11 @@ class Bounces:
             if whom in settled or len(settled) < MOST:
                 settled[whom] += 1
                 bounced[whom] += event.kind == "bounced"
+
+    def whole(self, now: int) -> bool:
+        """Whether this process has seen the whole hour; before, it cannot say that somebody is below the share."""
+        self._began = self._began or now
+        return now - self._began >= PART_MS * PARTS
 
     def judge(self, now: int) -> dict[Whom, tuple[str, int]]:
         """Whom → reason and number of bounces, of those above the share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -30,6 +31,7 @@ class Checks:
         self._offset = Gauge("tambo_clock_offset_seconds", "Clock of the queue's server, less ours", registry=registry)
         self._steps = Counter("tambo_clock_steps", "Steps of this host's clock", registry=registry)
         self._processes = Gauge("tambo_processes", "Processes that work on the queue", ["role"], registry=registry)
+        self._host = socket.gethostname()
         self._clocks = (time.time(), time.monotonic())
         self._stepped: tuple[float, float] | None = None  # monotonic time, seconds
         self._differ_since: float | None = None
@@ -67,17 +69,18 @@ class Checks:
         if abs(step) > STEP_SECONDS:
             self._steps.inc()
             self._stepped = (even, step)
+        reason = ""
         if abs(offset) > OFFSET_SECONDS:
-            await self._alarms.set("clock", True, "the clocks of this host and of the queue's server differ by seconds")
+            reason = "the clocks of this host and of the queue's server differ by seconds"
         elif self._stepped and even - self._stepped[0] < STEP_TOLD_SECONDS:
-            await self._alarms.set("clock", True, f"the clock of this host has stepped by {self._stepped[1]:+.0f} s")
-        else:
-            await self._alarms.set("clock", False)
+            reason = f"the clock of this host has stepped by {self._stepped[1]:+.0f} s"
+        await self._alarms.set(f"clock@{self._host}", bool(reason), reason)
 
     async def _look_at_processes(self) -> None:
         found = await present(self._shard)
         for role in ("relayd", "inbound", "delivery", "maintenance"):
             self._processes.labels(role).set(sum(process.role == role for process in found))
+        await self._forget_hosts({process.host for process in found if process.role == "maintenance"})
         if len({process.digest for process in found if process.digest}) < 2:
             self._differ_since = None
             await self._alarms.set("config-differs", False)
@@ -86,6 +89,13 @@ class Checks:
         self._differ_since = self._differ_since or now
         if now - self._differ_since >= DIFFER_SECONDS:
             await self._alarms.set("config-differs", True, _whose(found))
+
+    async def _forget_hosts(self, hosts: set[str]) -> None:
+        """Alarms about a host are its own maintenance's to end; one that has none any more cannot."""
+        for name in [name for name in self._alarms.on if "@" in name]:
+            host = name.rpartition("@")[2]
+            if host != self._host and host not in hosts:
+                await self._alarms.set(name, False, "its host has no maintenance any more")
 
     async def quotas(self) -> None:
         """Bags, that is what is bought once: a monthly allowance comes again by itself."""

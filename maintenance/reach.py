@@ -18,11 +18,14 @@ class Reach:
         self._failed: dict[str, str] = {}  # destination → why
         self._provider = ""
         self._since = self._last = 0
+        self._began = 0
+        self._seen = False
 
     def note(self, said: Said) -> None:
         event = said.event
         if event.kind not in SETTLED:
             return
+        self._seen = True
         if event.kind != "deferred" or event.diagnostic_code.startswith("smtp;"):
             self._failed.clear()
             self._provider, self._since = "", 0
@@ -37,7 +40,10 @@ class Reach:
             self._failed[event.destination] = event.diagnostic_code.removeprefix("x-tambo; ")
 
     def judge(self, now: int, still: float) -> Finding:
-        """``still`` seconds of failures, and nobody who answered."""
+        """``still`` seconds of failures, and nobody who answered. A process that has seen no result yet cannot say."""
+        self._began = self._began or now
+        if not self._seen and now - self._began <= 1000 * FORGOTTEN_SECONDS:
+            return Finding(None)
         if not self._since or now - self._last > 1000 * FORGOTTEN_SECONDS:
             return Finding(False)
         if not self._provider and len(self._failed) < DESTINATIONS:

@@ -7,6 +7,7 @@ but nobody hears of what failed, and a dead worker's items wait.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class Maintenance:
         self._paces = Paces()
         self._checks = Checks(queue, self.alarms, registry)
         self._groups = GroupWatch(queue, self.alarms, registry)
+        self._host = socket.gethostname()
         self.trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -104,7 +106,7 @@ class Maintenance:
                 log.exception("step failed", step=name)
                 troubles[name] = f"{name} failed: {type(error).__name__}"
         for name, trouble in troubles.items():
-            await self.alarms.set(f"step-failed:{name}", bool(trouble), trouble)
+            await self.alarms.set(f"step-failed:{name}@{self._host}", bool(trouble), trouble)
         return next(filter(None, troubles.values()), "")
 
     def _steps(self, number: int) -> Iterator[tuple[str, Coroutine[Any, Any, object]]]:

@@ -83,7 +83,8 @@ class Watch:
         await self._say("unreachable", self._reach.judge(backlog.now, settings.alarms.no_progress_seconds))
         await self._say("no-workers", self._workers(backlog, settings))
         await self._say("poison-held", await self._poisoned())
-        await self._alarms.family("bounces", self._bounces.judge(backlog.now))
+        now = backlog.now
+        await self._alarms.family("bounces", self._bounces.judge(now), whole=self._bounces.whole(now))
 
     async def _progressing(self, settings: Settings, backlog: Backlog) -> Finding:
         timeouts = settings.delivery.timeouts

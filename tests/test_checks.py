@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -67,14 +68,31 @@ def test_clocks_that_differ_or_step(shared_redis: Any, monkeypatch: pytest.Monke
             assert abs(post.registry.get_sample_value("tambo_clock_offset_seconds") or 0) < checks.OFFSET_SECONDS
             real, ahead = checks.time.time, 3.0
             monkeypatch.setattr(checks.time, "time", lambda: real() + ahead)
-            assert await post.look() == {"clock": ("the clock of this host has stepped by +3 s", 0)}
+            assert await post.look() == {
+                f"clock@{socket.gethostname()}": ("the clock of this host has stepped by +3 s", 0)
+            }
             assert post.registry.get_sample_value("tambo_clock_steps_total") == 1
             ahead = 3600.0
             monkeypatch.setattr(checks, "STEP_TOLD_SECONDS", 0.0)
-            reason, _ = (await post.look())["clock"]
+            reason, _ = (await post.look())[f"clock@{socket.gethostname()}"]
             assert "differ" in reason
             ahead = 0.0
             assert await post.look() == {}
+
+    asyncio.run(scenario())
+
+
+def test_what_was_told_of_a_host_ends_with_its_maintenance(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            post = Post(queue)
+            process = Process("maintenance", "there", 1, "1", 0.0, "1", 1)
+            facts = {name: getattr(process, name) for name in Process.__slots__}
+            said = orjson.dumps({**facts, "at": now_ms() / 1000})
+            await queue.shards[0].command("HSET", "{q0}:processes", process.name, said)
+            for name in ("step-failed:reap@there", "step-failed:reap@gone", "clock@gone", "archive"):
+                await post.alarms.set(name, True, "so")
+            assert set(await post.look()) == {"step-failed:reap@there", "archive"}
 
     asyncio.run(scenario())
 

@@ -98,7 +98,7 @@ def failed(second: int, destination: str, provider: str = "default", attempt: in
 @pytest.mark.parametrize(
     ("said", "at", "on"),
     [
-        ([], 1000, False),
+        ([], 1000, None),
         ([failed(0, "a.test"), failed(9, "b.test")], 1000, False),
         ([failed(0, "a.test"), failed(9, "b.test"), failed(9, "c.test")], 299, None),
         ([failed(0, "a.test"), failed(9, "b.test"), failed(9, "c.test")], 300, True),
@@ -140,6 +140,7 @@ def test_a_list_gone_bad_is_seen_within_the_hour() -> None:
     said(2, "bounced", 10, account="few")
     said(30, "bounced", 200, account="bad")
     assert set(bounces.judge(31 * 60_000)) == {"rrhh/march", "bad"}
+    assert [bounces.whole(minute * 60_000) for minute in (31, 90, 91)] == [False, False, True]
     assert set(bounces.judge(70 * 60_000)) == {"bad"}
     assert bounces.judge(95 * 60_000) == {}
 
@@ -303,6 +304,23 @@ def test_a_slow_host_is_no_alarm_and_three_at_once_are(shared_redis: Any) -> Non
             await queue.put(message("a@three.test"))
             await worker.due({"emergency": 9, "transactional": 9, "bulk": 9})
             assert await post.look() == {"no-progress"}
+
+    asyncio.run(scenario())
+
+
+def test_a_process_that_has_just_begun_ends_nothing_it_cannot_know_of(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            for name in ("bounces:rrhh", "unreachable"):
+                await Alarms(queue.shards[0], CollectorRegistry()).set(name, True, "seen by another")
+            post = Post(queue)
+            await post.alarms.refresh()
+            assert await post.look() == {"bounces:rrhh", "unreachable"}
+            await queue.put(message("a@nobody.test"))
+            async with working(queue) as worker:
+                (item,) = await claim_all(worker)
+                await worker.settle(Settlement(item, "final", Event("delivered", now_ms(), id="x")))
+            assert await post.look() == {"bounces:rrhh"}
 
     asyncio.run(scenario())
 
