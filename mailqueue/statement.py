@@ -5,9 +5,9 @@ place in the event stream are read in one step.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -21,17 +21,35 @@ LAST_DAY = "9999-12-31"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One account in one shard. ``first``: place of the first event it paid for, "" when that is kept no more."""
+    """One account in one shard, at one moment."""
 
     bag: Bag
     use: Use
-    first: str
-    last: str  # place of the stream's last event at that moment
+    first: str  # place of the first event it paid for, "" = none
+    last: str  # of the stream's last event, "" = none is left
 
     @property
-    def whole(self) -> bool:
-        """Whether all that it paid for is still in the events."""
-        return bool(self.first) or not (self.bag.used or self.use)
+    def paid(self) -> bool:
+        return bool(self.bag.used or self.use)
+
+
+class Past(Protocol):
+    """What has happened, as far as it is kept."""
+
+    def read(self, shard: Shard, since: str) -> AsyncIterator[tuple[str, bytes]]:
+        """(place, JSON) of the events from ``since`` on, in order. Raises QueueDown."""
+        ...
+
+
+class StreamPast:
+    """What the stream alone still has."""
+
+    async def read(self, shard: Shard, since: str) -> AsyncIterator[tuple[str, bytes]]:
+        start = since
+        while rows := await shard.command("XRANGE", shard.events, start, "+", "COUNT", 5000):
+            for place, fields in rows:
+                yield place.decode(), fields[1]
+            start = f"({rows[-1][0].decode()}"
 
 
 async def look(shard: Shard, account: str) -> Look:
@@ -68,15 +86,17 @@ class Reconciled:
         return self.difference == 0 and by_entries and self.events in (None, self.used)
 
 
-async def reconcile(ledger: Ledger, accounts: Collection[str]) -> list[Reconciled]:
+async def reconcile(ledger: Ledger, accounts: Collection[str], past: Past | None = None) -> list[Reconciled]:
+    """``past``: where the events are read; the stream alone without."""
     found: dict[str, tuple[Book, list[dict[str, Any]], list[Look]]] = {}
     for account in accounts:
         found[account] = await _still(ledger, account)
-    counts = dict.fromkeys(accounts, 0)
+    counts: dict[str, int | None] = dict.fromkeys(accounts, 0)
     for shard in ledger.shards:
-        last = {account: looks[shard.number].last for account, (_, _, looks) in found.items()}
-        for account, count in (await _paid(shard, last)).items():
-            counts[account] += count
+        looks = {account: looks[shard.number] for account, (_, _, looks) in found.items()}
+        for account, count in (await _paid(shard, looks, past or StreamPast())).items():
+            total = counts[account]
+            counts[account] = None if count is None or total is None else total + count
     return [_reconciled(account, *found[account], counts[account]) for account in accounts]
 
 
@@ -91,7 +111,7 @@ async def _still(ledger: Ledger, account: str) -> tuple[Book, list[dict[str, Any
 
 
 def _reconciled(
-    account: str, book: Book, entries: Sequence[Mapping[str, Any]], looks: Sequence[Look], paid: int
+    account: str, book: Book, entries: Sequence[Mapping[str, Any]], looks: Sequence[Look], paid: int | None
 ) -> Reconciled:
     in_transit = 0
     for shard, one in enumerate(looks):
@@ -106,36 +126,39 @@ def _reconciled(
         left=sum(one.bag.left for one in looks),
         in_transit=in_transit,
         used=sum(one.bag.used for one in looks),
-        events=paid if all(one.whole for one in looks) else None,
+        events=paid,
         sum=book.sum,
     )
 
 
-async def _paid(shard: Shard, last: Mapping[str, str], campaign: str = "") -> dict[str, int]:
-    """Recipients paid for by the events, account by account, up to the place that each was looked at."""
-    places = {account: _place(text) for account, text in last.items()}
-    counts = dict.fromkeys(last, 0)
+async def _paid(shard: Shard, looks: Mapping[str, Look], past: Past, campaign: str = "") -> dict[str, int | None]:
+    """Recipients paid for by the events, account by account, up to the place that each was looked at; None where the
+    first one it paid for is kept no more."""
+    begun = {account: _place(look.first) for account, look in looks.items() if look.first}
+    counts: dict[str, int] = dict.fromkeys(looks, 0)
+    whole = {account for account, look in looks.items() if not look.paid}
+    if not begun:
+        return {account: count if account in whole else None for account, count in counts.items()}
+    last = {account: _place(looks[account].last) for account in begun if looks[account].last}
     messages: set[str] = set()  # of the campaign
-    start = "-"
-    while rows := await shard.command("XRANGE", shard.events, start, "+", "COUNT", 5000):
-        for position, fields in rows:
-            text = fields[1]
-            if b'"pays":true' not in text and b'"refunded":' not in text:
-                continue
-            event = orjson.loads(text)
-            account = event.get("account", "")
-            if account not in places or _place(position.decode()) > places[account]:
-                continue
-            if campaign and event.get("campaign") == campaign:
-                messages.add(event["id"])
-            if campaign and event["id"] not in messages:
-                continue
-            count = -int(event.get("refunded", 0))
-            if event["kind"] == "received":
-                count = len(event["recipients"]) - len(event.get("skipped", ()))
-            counts[account] += count
-        start = f"({rows[-1][0].decode()}"
-    return counts
+    async for position, text in past.read(shard, "{}-{}".format(*min(begun.values()))):
+        if b'"pays":true' not in text and b'"refunded":' not in text:
+            continue
+        event, place = orjson.loads(text), _place(position)
+        account = event.get("account", "")
+        if account not in begun or place > last.get(account, place):
+            continue
+        if place == begun[account]:
+            whole.add(account)
+        if campaign and event.get("campaign") == campaign:
+            messages.add(event["id"])
+        if campaign and event["id"] not in messages:
+            continue
+        count = -int(event.get("refunded", 0))
+        if event["kind"] == "received":
+            count = len(event["recipients"]) - len(event.get("skipped", ()))
+        counts[account] += count
+    return {account: count if account in whole else None for account, count in counts.items()}
 
 
 def _place(text: str) -> tuple[int, int]:
@@ -143,14 +166,15 @@ def _place(text: str) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-async def campaign_use(ledger: Ledger, account: str, campaign: str) -> int | None:
+async def campaign_use(ledger: Ledger, account: str, campaign: str, past: Past | None = None) -> int | None:
     """Recipients that a campaign paid for, None when its events are not all kept any more."""
     total = 0
     for shard in ledger.shards:
-        one = await look(shard, account)
-        if not one.whole:
+        looks = {account: await look(shard, account)}
+        count = (await _paid(shard, looks, past or StreamPast(), campaign))[account]
+        if count is None:
             return None
-        total += (await _paid(shard, {account: one.last}, campaign))[account]
+        total += count
     return total
 
 

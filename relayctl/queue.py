@@ -27,6 +27,7 @@ from mailqueue.scripts import Shard
 from relayctl import sheets
 from relayctl.audit import audited
 from relayctl.config import PathOption, load_or_exit
+from streams.segment import SegmentDamaged
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -49,7 +50,7 @@ Reason = Annotated[str, typer.Option(help="Why; it stands in the events.")]
 
 
 def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
-    """Opens the configured queue, works, closes; what the queue can't do goes to standard error, exit 1. Log lines
+    """Opens the configured queue, works, closes; what queue or archive can't do goes to standard error, exit 1. Log lines
     go there, too: standard output is the command's answer."""
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
@@ -63,7 +64,7 @@ def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
 
     try:
         uvloop.run(session())
-    except (QueueDown, QueueRefused, ServerAnswer) as error:
+    except (QueueDown, QueueRefused, ServerAnswer, SegmentDamaged, PermissionError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 

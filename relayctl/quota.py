@@ -27,6 +27,8 @@ from relayctl.audit import Why, actor, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, Reason, _console, on_queue, said
 from relayctl.quota_sheets import COLUMNS, plain, rows
+from streams.connect import archive_of
+from streams.past import ArchivedPast
 
 PATIENCE_SECONDS = 10.0  # for an answer; a verb whose answer was lost is repeated under its token
 T = TypeVar("T")
@@ -115,7 +117,8 @@ def replenish(
     async def work(queue: Queue, register: Register) -> None:
         one, count = find(register, name), amount
         if all_ and campaign:
-            sent = await campaign_use(queue.ledger, name, campaign)
+            past = ArchivedPast(archive_of(register.loaded.settings))
+            sent = await campaign_use(queue.ledger, name, campaign, past)
             if sent is None:
                 refuse(f"{name}: the events of its campaigns are not all kept any more; say how many recipients")
             count = sent
@@ -186,8 +189,11 @@ def reconcile_(
 ) -> None:
     """Compare entries, ledger, bags, use and events of each account; exit 1 when they differ."""
 
+    loaded = load_or_exit(config)
+    past = ArchivedPast(archive_of(loaded.settings))
+
     async def work(queue: Queue) -> None:
-        found = await reconcile(queue.ledger, [name] if name else await queue.ledger.accounts())
+        found = await reconcile(queue.ledger, [name] if name else await queue.ledger.accounts(), past)
         if json:
             typer.echo(orjson.dumps([_figures(one) for one in found], option=orjson.OPT_INDENT_2))
         elif found:
@@ -198,7 +204,7 @@ def reconcile_(
         if not all(one.agrees for one in found):
             raise typer.Exit(1)
 
-    on_queue(load_or_exit(config), work)
+    on_queue(loaded, work)
 
 
 def _figures(one: Reconciled) -> dict[str, Any]:

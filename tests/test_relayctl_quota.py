@@ -19,6 +19,7 @@ from mailqueue.calendar import moment
 from mailqueue.reaper import Reaper
 from mailqueue.statement import statement
 from relayctl.main import app
+from streams.appender import Appender
 from tests.queue_kit import opened
 from tests.quota_kit import LIMA, check, many, paid
 
@@ -125,6 +126,37 @@ def test_reconcile_says_when_something_differs(shared_redis: Any, relayctl: Rela
     shared_redis.command("XTRIM", "events:{q0}", "MAXLEN", "0")
     (row,) = orjson.loads(relayctl("quota", "reconcile", "otra", "--json").stdout)
     assert (row["events"], row["difference"]) == (None, 0)
+
+
+def test_what_left_the_stream_is_reckoned_from_the_archive(
+    shared_redis: Any, relayctl: Relayctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relayctl("account", "credit", "otra", "100", "--reason", "x")
+    send(shared_redis.url, "otra", 20, campaign="enero")
+    send(shared_redis.url, "otra", 30, campaign="febrero")
+
+    async def archived() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            rows = await shard.command("XRANGE", shard.events, "-", "+")
+            appender = Appender(tmp_path)
+            appender.open()
+            try:
+                appender.append(0, [(place.decode(), fields[1]) for place, fields in rows])
+            finally:
+                appender.close()
+            await shard.command("XTRIM", shard.events, "MAXLEN", 0)
+
+    asyncio.run(archived())
+    send(shared_redis.url, "otra", 5, campaign="enero")
+    again = ("account", "replenish", "otra", "--all", "--campaign", "enero")
+    assert "not all kept" in relayctl(*again, "--incident", "OECE-1", code=1).stderr
+    (row,) = orjson.loads(relayctl("quota", "reconcile", "otra", "--json").stdout)
+    assert (row["used"], row["events"]) == (55, None)
+    monkeypatch.setenv("TAMBO__ARCHIVE__DIRECTORY", str(tmp_path))
+    (row,) = orjson.loads(relayctl("quota", "reconcile", "otra", "--json").stdout)
+    assert (row["used"], row["events"], row["agrees"]) == (55, 55, True)
+    assert "replenish +25" in relayctl(*again, "--incident", "OECE-1").stdout
 
 
 def test_replenish_gives_back_once_what_an_incident_cost(shared_redis: Any, relayctl: Relayctl) -> None:

@@ -5,15 +5,14 @@
 --   look   = changes nothing
 -- All figures are cumulative, so a call may be lost, late or repeated: what the ledger counted and the bag has not is in
 -- transit, and so is what the bag gave back and the ledger has not counted. What an older period left lapses.
--- Returns the bag (names and values); look: {bag, first paid event that is kept or "", last event}.
+-- Returns the bag (names and values); look: {bag, place of its first paid event or "", of the stream's last one or ""}.
 -- Invariant: left = funded - returned - lapsed - used >= 0; used = the sum of its use by day and origin ("u:…").
 local mode, account = ARGV[1], ARGV[2]
 local key = P .. 'bag:' .. account
 
 if mode == 'look' then
-  local first, last = call('HGET', key, 'first'), call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1)
-  local kept = first and call('XRANGE', EVENTS, first, first)[1]
-  return { call('HGETALL', key), kept and first or '', last[1] and last[1][1] or '0-0' }
+  local last = call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1)
+  return { call('HGETALL', key), call('HGET', key, 'first') or '', last[1] and last[1][1] or '' }
 end
 
 local total, begin, period = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
