@@ -120,6 +120,9 @@ def reload(world: Installed, outcome: Outcome, messages: int) -> None:
         set(risen.values()) == {(True, 1.0)},
         risen,
     )
+    all_over = machine.run("relayctl", "config", "reload", "--reason", "tried", check=False)
+    said = (all_over.stdout + all_over.stderr).strip()[-300:]
+    outcome.check("reload: relayctl config reload sees all of them take it over", all_over.returncode == 0, said)
     outcome.check("reload: a session that is open stays open", alive)
     outcome.check("reload: systemctl fails for a bad file, nothing is taken over", refused)
     troubles = world.client.troubles
