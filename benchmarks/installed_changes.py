@@ -15,7 +15,7 @@ def full_disk(world: Installed, outcome: Outcome, messages: int) -> None:
     """The queue's disk fills up under load: its server ends, waits for room, is not started in circles, comes back by itself."""
     machine = world.machine
     machine.systemctl("stop", "tambo.target", "tambo.slice", seconds=700)
-    machine.run("mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", "/mnt")
+    machine.run("mount", "-t", "tmpfs", "-o", "size=500m", "tmpfs", "/mnt")
     machine.run("sh", "-c", "cp -a /var/lib/tambo/queue/. /mnt/ && chown tambo-queue:tambo /mnt && chmod 700 /mnt")
     machine.run("mount", "--bind", "/mnt", "/var/lib/tambo/queue")
     machine.systemctl("start", "tambo.target")
