@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner, Result
 
 from config.settings import QueueSettings
 from mailqueue import inbound, keys
@@ -22,6 +23,7 @@ from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.inbound import Addressee, InboundStore, Returned
 from mailqueue.message import new_id
+from relayctl.main import app
 from relayd.inbound import Inbound
 from signing.return_path import ReturnPaths, add_key
 from tests.conftest import REPOSITORY, RedisServer
@@ -360,14 +362,13 @@ def test_the_process_takes_mail_and_relayctl_shows_it(redis_server: RedisServer,
         assert process.stderr is not None
         process.stderr.close()
 
-    def relayctl(*words: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "relayctl.main", "inbound", *words, "--config", str(path)]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False)
+    def relayctl(*words: str) -> Result:
+        return CliRunner().invoke(app, ["inbound", *words, "--config", str(path)])
 
-    (line,) = relayctl("list", "--json").stdout.splitlines()
-    row: dict[str, Any] = orjson.loads(line)
+    (shown,) = relayctl("list", "--json").stdout_bytes.splitlines()
+    row: dict[str, Any] = orjson.loads(shown)
     assert row["addressees"] == [{"recipient": to, "id": ID, "index": 2}]
-    assert to.encode() in relayctl("list").stdout
-    assert relayctl("show", row["entry"]).stdout.endswith(b"Subject: failed\r\n\r\nhi\r\n")
-    assert relayctl("show", "1-1").returncode == 1
-    assert relayctl("show", "x").returncode == 2
+    assert to.encode() in relayctl("list").stdout_bytes
+    assert relayctl("show", row["entry"]).stdout_bytes.endswith(b"Subject: failed\r\n\r\nhi\r\n")
+    assert relayctl("show", "1-1").exit_code == 1
+    assert relayctl("show", "x").exit_code == 2
