@@ -1,7 +1,7 @@
 """How a simulated host treats mail, as data: at each phase of the dialogue a :class:`Step` may replace the usual reply.
 
 The same behaviours serve a whole domain (``behaviour = "greylist"``) and single recipients, named in front of a
-``+`` in the local part: ``unknown+anything@gmail.test``, ``slow5+x@gob.test`` (the number is in seconds).
+``+`` in the local part: ``unknown+anything@gmail.test``, ``slow5+x@gob.test`` (the number is in seconds, ``slow0.5`` too).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def spoken(reply: str, source: str, host: str) -> bytes:
     return reply.replace("{source}", source).replace("{host}", host).replace("\n", "\r\n").encode() + b"\r\n"
 
 
-_NAME = re.compile(r"([a-z][a-z-]*?)(\d{0,5})")
+_NAME = re.compile(r"([a-z][a-z-]*?)(\d{0,5}|\d{1,5}\.\d)")
 
 
 class Step(Section):

@@ -371,7 +371,7 @@ def test_a_host_that_never_greets(play: Any) -> None:
 @pytest.mark.parametrize("key", ["account:rrhh", "provider:google"])
 def test_suspended_while_running(play: Any, key: str) -> None:
     async def scenario(it: Rig) -> None:
-        await put(it, "slow1+%d@gmail.test", count=20, campaign="enero")
+        await put(it, "slow0.3+%d@gmail.test", count=20, campaign="enero")
         await it.until({"delivered": 1})
         await it.queue.suspend(key)
         await put(it, "a@gob.test", account="otra")
@@ -496,7 +496,7 @@ def test_limits_forgotten_by_their_server(play: Any) -> None:
     """The leases are gone from one moment to the next: they are had again or their sessions end; no mail is lost."""
 
     async def scenario(it: Rig) -> None:
-        await put(it, "slow1+%d@gmail.test", count=40)
+        await put(it, "slow0.3+%d@gmail.test", count=40)
         await it.until({"delivered": 2})
         redis = it.queue.shards[0]
         names = await redis.command("KEYS", "{rep}*")

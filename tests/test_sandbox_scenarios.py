@@ -56,6 +56,14 @@ def test_every_behaviour_and_provider_says_what_it_is() -> None:
         assert provider.replies, provider.name
 
 
+@pytest.mark.parametrize(
+    ("local", "seconds"), [("slow5+x", 5), ("SLOW0.5+x", 0.5), ("slow.5+x", None), ("slow5.+x", None), ("slow5", None)]
+)
+def test_seconds_behind_a_name(local: str, seconds: float | None) -> None:
+    found = Catalogue(load().behaviours).for_local_part(local)
+    assert (found and found.steps["end_of_data"].delay_seconds) == seconds
+
+
 def test_names_and_paths(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text("title = 'mine'\n[[timeline]]\ndomain = 'nowhere.test'\nset = 'down'\n")
