@@ -16,6 +16,7 @@ from mailqueue.queue import Queue
 from relayctl.config import PathOption, load_or_exit
 from relayctl.event_filter import Filter
 from relayctl.lines import Lines
+from relayctl.plain import plain
 from relayctl.queue import on_queue, print_json
 from streams import ids
 from streams.connect import archive_of
@@ -124,7 +125,7 @@ def line(event: Event) -> str:
         _change(event),
         next_at,
     )
-    return " ".join(filter(None, words))
+    return plain(" ".join(filter(None, words)))
 
 
 def _change(event: Event) -> str:

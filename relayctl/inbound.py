@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from mailqueue import inbound as returned
 from mailqueue.inbound import Returned
 from mailqueue.queue import Queue
 from relayctl.config import PathOption, load_or_exit
+from relayctl.plain import show as print_mail
 from relayctl.queue import JsonOption, _console, on_queue
 
 app = typer.Typer(no_args_is_help=True)
@@ -61,8 +61,7 @@ def show(
         if mail is None:
             typer.echo(f"{entry}: not kept, or not any more", err=True)
             raise typer.Exit(1)
-        sys.stdout.buffer.write(mail.content)
-        sys.stdout.buffer.flush()
+        print_mail(mail.content)
 
     on_queue(load_or_exit(config), work)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Annotated
 
 import typer
 
 from relayctl import sandbox_sheets
+from relayctl.plain import show as print_mail
 from relayctl.queue import JsonOption, print_json
 from relayctl.sandbox_link import HERE, DirectoryOption, ask
 from relayctl.spans import span
@@ -69,8 +69,7 @@ def show(
     if json:
         print_json(found["mail"])
         return
-    sys.stdout.buffer.write(found["content"].encode("latin-1"))
-    sys.stdout.buffer.flush()
+    print_mail(found["content"].encode("latin-1"))
 
 
 def _since(text: str) -> float:

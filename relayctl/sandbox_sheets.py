@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relayctl.plain import plain
 from sandbox.scenario import Scenario, TimelineEntry
 
 _REPLY_SHOWN = 100
@@ -39,7 +40,7 @@ def mails(found: Sequence[Mapping[str, Any]]) -> None:
         came = time.strftime("%H:%M:%S", time.localtime(mail["at"]))
         to = ", ".join(mail["recipients"])
         words = (mail["id"], came, to, mail["subject"], mail["source"], mail["spf"], mail["dkim"], mail["dmarc"])
-        table.add_row(*map(Text, words))
+        table.add_row(*(Text(plain(word)) for word in words))
     _console().print(table)
 
 

@@ -22,6 +22,7 @@ from mailqueue.queue import Queue
 from mailqueue.traces import Batch, Kind, Line
 from relayctl.audit import Why, audited, record
 from relayctl.config import PathOption, load_or_exit
+from relayctl.plain import plain
 from relayctl.queue import JsonOption, on_queue
 from relayctl.spans import span
 
@@ -95,4 +96,4 @@ def tell(batch: Batch, json: bool) -> None:
 def spelled(line: Line) -> Text:
     clock = time.strftime("%H:%M:%S", time.localtime(line.at / 1000)) + f".{line.at % 1000:03d}"
     where = f"{clock} {line.session} {line.peer} {line.subject or '–'} {line.phase:<11} "
-    return Text.assemble((where, "dim"), (f"{line.who} {line.text}", STYLE.get(line.who, "")))
+    return Text.assemble((where, "dim"), (plain(f"{line.who} {line.text}"), STYLE.get(line.who, "")))
