@@ -36,3 +36,8 @@ class Lease:
     async def give_back(self) -> None:
         self._until = 0.0
         await self._shard.run("lease", [self._name, self._token, 0])
+
+
+async def is_held(shard: Shard, name: str) -> bool:
+    """Whether any process has it. Raises QueueDown."""
+    return bool(await shard.command("EXISTS", f"{shard.prefix}lease:{name}"))

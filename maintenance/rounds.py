@@ -18,6 +18,7 @@ from config.load import Loaded
 from config.reload import Reloader
 from config.settings import Settings
 from delivery.notify import notify, record_of
+from mailqueue import lease
 from mailqueue.errors import QueueDown
 from mailqueue.events import Event
 from mailqueue.inspect import summary
@@ -74,6 +75,8 @@ class Maintenance:
         self._checks = Checks(queue, self.alarms, registry)
         self._groups = GroupWatch(queue, self.alarms, registry)
         self._host = socket.gethostname()
+        # As for the archiver, until the next start: else nobody would trim, or somebody what is not archived.
+        self._archives = bool(reloader.settings.archive.directory)
         self.trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -121,7 +124,7 @@ class Maintenance:
                 yield "look", reaper.look()
             yield "notify", self._notify(reaper, settings)
             if number % EACH["tidy"] == 0:
-                yield "tidy", reaper.tidy(None if settings.archive.directory else settings.queue.events_keep)
+                yield "tidy", self._tidy(reaper, settings.queue.events_keep)
         if number % EACH["count"] == 0:
             yield "count", self._count()
         yield "watch", self._watch.look(settings)
@@ -139,6 +142,11 @@ class Maintenance:
 
     async def _notify(self, reaper: Reaper, settings: Settings) -> None:
         self._dsns.inc(await notify(reaper, settings, self._signer))
+
+    async def _tidy(self, reaper: Reaper, events_keep: int) -> None:
+        """What another process archives is not ours to trim, whatever our own configuration says."""
+        archived = self._archives or await lease.is_held(self._queue.shards[0], "archive")
+        await reaper.tidy(None if archived else events_keep)
 
     async def _count(self) -> None:
         facts = await summary(self._queue.shards)

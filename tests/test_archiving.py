@@ -12,17 +12,23 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from benchmarks.harness import Relay, scratch
+from config.load import Loaded
+from config.settings import Settings
 from mailqueue.alarms import raised
 from mailqueue.lease import Lease
+from maintenance.rounds import Maintenance
 from streams import ids
 from streams.archive import Archive
 from tests.archive_kit import add, archiver, archiving, length, numbers
 from tests.conftest import REPOSITORY
+from tests.delivery_kit import providers
 from tests.queue_kit import eventually, opened
 
 
@@ -276,6 +282,49 @@ def test_the_process_says_why_it_does_not_archive(tmp_path: Path) -> None:
             assert (tmp_path / "above" / "a" / "lock").exists()
         finally:
             relay.close()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_who_trims_is_settled_at_the_start(shared_redis: Any, tmp_path: Path, before: bool) -> None:
+    """A reload changes archive.directory, which is in force after the next start: until then nobody else may trim what is
+    not archived, and somebody must trim."""
+
+    def configured(archives: bool) -> Any:
+        directory = str(tmp_path / "a") if archives else None
+        return Settings.model_validate({"archive": {"directory": directory}, "queue": {"events_keep": 1000}})
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url, events_keep=1000) as queue:
+            shard = queue.shards[0]
+            await add(shard, 0, 1500)
+            reloader: Any = SimpleNamespace(settings=configured(before))
+            reloader.loaded = Loaded(reloader.settings, {}, providers())
+            work = Maintenance(queue, reloader, CollectorRegistry())
+            reloader.settings = configured(not before)
+            assert await work._round(0) == ""
+            left = await length(shard)
+            assert left == 1500 if before else left < 1100
+
+    asyncio.run(scenario())
+
+
+def test_who_archives_nothing_does_not_trim_what_another_archives(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url, events_keep=1000) as queue:
+            shard = queue.shards[0]
+            await add(shard, 0, 1500)
+            settings = Settings.model_validate({"queue": {"events_keep": 1000}})
+            reloader: Any = SimpleNamespace(settings=settings, loaded=Loaded(settings, {}, providers()))
+            work = Maintenance(queue, reloader, CollectorRegistry())
+            other = Lease(shard, "archive")
+            assert await other.take()
+            assert await work._round(0) == ""
+            assert await length(shard) == 1500
+            await other.give_back()
+            assert await work._round(0) == ""
+            assert await length(shard) < 1100
+
+    asyncio.run(scenario())
 
 
 async def told(relay: Relay, *, ready: bool) -> str:
