@@ -21,6 +21,7 @@ from mailqueue.quota import Ledger
 from mailqueue.reaper import event_of
 from mailqueue.restoring import Open, Place, Restored
 from mailqueue.scripts import Shard
+from mailqueue.trimming import trimmed_to
 from mailqueue.worker import pack_state, unpack_state
 from streams import ids
 from streams.archive import Archive
@@ -168,11 +169,18 @@ async def restore(
 
 
 async def _events(source: Shard, target: Shard, archive: Archive | None) -> int:
-    """The copy's events that the archive does not have; readers find the others there."""
+    """The copy's events that the archive does not have; readers find the others there. What was lost to readers before
+    stays lost to them; and ids go on behind all that were given, wherever this server's clock stands."""
     archived = await asyncio.to_thread(archive.newest, source.number) if archive is not None else ""
-    if archived:
-        await target.command("HSET", target.prefix + "meta", "trimmed", archived)
-    return await restoring.copy_events(source, target, archived)
+    gone = max(ids.parse(archived), ids.parse(await trimmed_to(source)))
+    if gone > ids.NONE:
+        await target.command("HSET", target.prefix + "meta", "trimmed", ids.text(gone))
+    count = await restoring.copy_events(source, target, archived)
+    given = max(gone, ids.parse(await last_id(source)))
+    if given > ids.parse(await last_id(target)):
+        await target.command("XADD", target.events, ids.text(given), "e", "{}")
+        await target.command("XDEL", target.events, ids.text(given))
+    return count
 
 
 class _Work:

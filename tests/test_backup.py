@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from mailqueue.events import Event, about
 from mailqueue.message import Message, QueueItem, State
 from mailqueue.queue import Queue
 from mailqueue.statement import reconcile
+from mailqueue.trimming import trim, trimmed_to
 from mailqueue.worker import Settlement
 from relayctl.main import app
 from relayctl.scratch import loaded
+from streams import ids
 from streams.appender import Appender
 from streams.archive import Archive
 from streams.fates import Fate, Fates, is_open
-from streams.merged import replay
+from streams.merged import Tape, replay
+from streams.positions import FRESH
 from streams.restore import Origin, Report, gaps, restore
 from tests.conftest import Certificate, RedisServer
 from tests.queue_kit import check_index, claim_all, events, is_empty, message, now_ms, opened, places, working
@@ -414,6 +418,39 @@ def test_a_copy_comes_back_on_hold_without_what_is_over(redis_server: RedisServe
 
 
 TEMPLATE = b"".join(b"Linea %d de una plantilla que todos reciben igual.\r\n" % n for n in range(60))
+
+
+def test_readers_after_a_restore_pass_over_nothing_unaware(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Trimmed events were lost to them before the copy; and the clock of the new server is an hour behind."""
+
+    async def scenario() -> None:
+        async with opened(redis_server.url) as queue:
+            shard = queue.shards[0]
+            for name in ("uno", "dos"):
+                await queue.put(message(f"{name}@a.test"))
+            await trim(shard, 1)
+            lost = await trimmed_to(shard)
+            path = await copied(queue, tmp_path / "a.backup")
+            ahead = f"{now_ms() + 3_600_000}-0"
+            await shard.command("XADD", shard.events, ahead, "e", Event("rejected", now_ms()).to_json())
+            archive = await archived(queue, tmp_path / "archive")
+            await emptied(queue)
+        for known in (None, archive):
+            async with opened(redis_server.url) as queue, loaded(path, tmp_path) as (_, source):
+                await restore(source, queue.shards, known, ORIGIN, ledger=queue.ledger, zone=LIMA, dsn_window_ms=1000)
+                shard = queue.shards[0]
+                with pytest.raises(LookupError) if known is None else nullcontext():
+                    await Tape(shard, known, FRESH, _said).next()
+                assert await trimmed_to(shard) == (ahead if known else lost)
+                rows = await shard.command("XRANGE", shard.events, "-", "+")
+                await emptied(queue)
+        assert len(rows) == 2
+        assert all(ids.parse(place.decode()) > ids.parse(ahead) for place, _ in rows)
+
+    def _said(*_: object) -> None:
+        raise LookupError
+
+    asyncio.run(scenario())
 
 
 def test_without_the_archive_s_word_nothing_is_known(redis_server: RedisServer, tmp_path: Path) -> None:
