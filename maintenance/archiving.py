@@ -31,6 +31,7 @@ from mailqueue.trimming import trim
 from maintenance.alarms import Alarms
 from maintenance.catching import read
 from maintenance.retaining import Retaining
+from maintenance.strays import bring_behind
 from streams import ids
 from streams.appender import Appender, ArchiveBusy
 from streams.indexing import Indexer
@@ -205,6 +206,7 @@ class Archiving:
             archived = await self._in_thread(self._appender.resume, reel.shard.number)
             reel.resume(archived or "0-0")
             await self._align(reel)
+            await bring_behind(reel.shard, self._appender.archive, reel.archived)
             await self._trim(reel)
         self._leads = True
         self._leading.set(1)

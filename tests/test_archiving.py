@@ -25,11 +25,12 @@ from mailqueue.alarms import raised
 from mailqueue.lease import Lease
 from maintenance.rounds import Maintenance
 from streams import ids
+from streams.appender import Appender
 from streams.archive import Archive
-from tests.archive_kit import add, archiver, archiving, length, numbers
+from tests.archive_kit import add, archiver, archiving, event, length, numbers
 from tests.conftest import REPOSITORY
 from tests.delivery_kit import providers
-from tests.queue_kit import eventually, opened
+from tests.queue_kit import eventually, now_ms, opened
 
 
 def value(registry: Any, name: str) -> float:
@@ -227,6 +228,7 @@ def test_a_stream_that_went_back_goes_on_behind_its_archive(shared_redis: Any, t
                 True
             ] * 3
             assert ids.parse(Archive(tmp_path / "a").newest(0))[0] == ahead
+            assert sum(b'"n":1,' in event for event in found) == (stream == "restored")
 
     def newest_n() -> bytes:
         *_, last = (event for _, event in Archive(tmp_path / "a").read(0))
@@ -349,3 +351,28 @@ def readiness(relay: Relay) -> tuple[int, str]:
             return error.code, error.read().decode()
     except OSError:  # not yet
         return 0, ""
+
+
+def test_an_archive_of_another_queue_does_not_swallow_events(shared_redis: Any, tmp_path: Path) -> None:
+    """It is newer than what this stream has, so that all of that would count as archived."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            await add(shard, 0, 2500)
+            appender = Appender(tmp_path / "a")
+            appender.open()
+            appender.append(0, [(f"{now_ms() + 1000}-0", event(9000))])
+            appender.close()
+            async with archiving(queue, tmp_path / "a") as facts:
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 2500))
+                await eventually(lambda: short(shard))
+            assert (await numbers(queue.shards, Archive(tmp_path / "a")))[0] == [9000, *range(2500)]
+            async with archiving(queue, tmp_path / "a"):
+                await add(shard, 2500, 10)
+            assert (await numbers(queue.shards, Archive(tmp_path / "a")))[0] == [9000, *range(2510)]
+
+    async def short(shard: Any) -> bool:
+        return await length(shard) < 1200
+
+    asyncio.run(scenario())
