@@ -63,6 +63,7 @@ class _Reel:
     page: int = 500
     pace: float = 0.0  # entries a millisecond, where they were read last
     full: bool = False  # there was more to read
+    seen: bool = False  # it has been read at all
     batch: list[Entry] = field(default_factory=list)  # being written
     writing: asyncio.Task[None] | None = None
     trimming: asyncio.Task[None] | None = None
@@ -123,10 +124,10 @@ class Archiving:
         self.trouble = ""
 
     async def run(self, stop: asyncio.Event) -> None:
+        telling = asyncio.create_task(self._keep_telling(), name="archive alarm")
         try:
             while not stop.is_set():
                 more = await self._try(self._round)
-                await self._tell()
                 if not more:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(RETRY_SECONDS if self._stuck else self._pause):
@@ -134,6 +135,8 @@ class Archiving:
             if self._leads:
                 await self._try(self._flush_all)
         finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
             await self._resign()
             self._thread.shutdown(wait=False)
 
@@ -168,14 +171,40 @@ class Archiving:
             log.info("archive goes on")
         self.trouble = trouble
 
+    async def _keep_telling(self) -> None:
+        """Beside the work: a disk that does not answer must not keep it from being said."""
+        while True:
+            try:
+                await self._tell()
+            except (QueueDown, ServerAnswer):
+                pass
+            except Exception:
+                log.exception("not said how archiving goes")
+            await asyncio.sleep(self._pause)
+
     async def _tell(self) -> None:
-        """A process that waits for another's lock has nothing to say."""
+        """Whoever has the lease, or each process while nobody has it: nobody archives then."""
+        alone = self._lease.left == 0.0
+        if alone and await lease.is_held(self._shards[0], "archive"):
+            self._behind.set(0.0)
+            return
         behind = max((reel.behind(time.time()) for reel in self._reels), default=0.0)
+        if not all(reel.seen for reel in self._reels) or (alone and not self._reels):
+            behind = await self._unattended()
         self._behind.set(behind)
-        if self._leads or self._stuck:
-            late = f"{behind:.0f} s behind" if behind > BEHIND_SECONDS else ""
-            with suppress(QueueDown):
-                await self._alarms.set("archive", bool(self.trouble or late), self.trouble or late)
+        late = f"{behind:.0f} s behind" if behind > BEHIND_SECONDS else ""
+        await self._alarms.set("archive", bool(self.trouble or late), self.trouble or late)
+
+    async def _unattended(self) -> float:
+        """Age in seconds of the oldest event behind what the last archiver said."""
+        known = await self._shards[0].command("HGETALL", self._shards[0].prefix + "archived")
+        archived = dict(zip(known[::2], known[1::2], strict=True))
+        oldest = time.time()
+        for shard in self._shards:
+            after = archived.get(str(shard.number).encode(), b"0-0").decode()
+            for place, _ in await shard.command("XRANGE", shard.events, f"({after}", "+", "COUNT", 1):
+                oldest = min(oldest, ids.parse(place.decode())[0] / 1000)
+        return time.time() - oldest
 
     # ── who archives ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -253,6 +282,7 @@ class Archiving:
     async def _advance(self, reel: _Reel) -> bool:
         """Reads on while the last batch is still being written."""
         rows, reel.full = await read(reel.shard, reel.read, reel.page, reel.pace if reel.full else 0.0)
+        reel.seen = True
         if rows:
             reel.hold(rows)
         if self._due(reel):

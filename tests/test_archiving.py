@@ -8,6 +8,7 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -151,6 +152,44 @@ def test_kill_9_in_the_middle(shared_redis: Any, tmp_path: Path) -> None:
     async def whole(queue: Any, archive: Archive) -> bool:
         last = [(await shard.command("XREVRANGE", shard.events, "+", "-", "COUNT", 1))[0][0] for shard in queue.shards]
         return [archive.newest(shard.number).encode() for shard in queue.shards] == last
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("why", ["busy", "hangs"])
+def test_it_is_said_when_nobody_gets_on(
+    shared_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Another program has the directory's lock and does nothing, or the disk does not answer."""
+    monkeypatch.setattr("maintenance.archiving.BEHIND_SECONDS", 0.5)
+    answers = threading.Event()
+    append = Appender.append
+
+    def hanging(*words: Any) -> Any:
+        answers.wait(30)
+        return append(*words)
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            await add(shard, 0, 1)
+            other = Appender(tmp_path / "a")
+            if why == "busy":
+                other.open()
+            else:
+                monkeypatch.setattr(Appender, "append", hanging)
+            async with archiving(queue, tmp_path / "a") as facts:
+                try:
+                    await eventually(lambda: said(shard, True))
+                finally:
+                    answers.set()
+                    other.close()
+                await eventually(lambda: said(shard, False))
+                assert value(facts, "tambo_archived_entries_total") >= 1
+
+    async def said(shard: Any, on: bool) -> bool:
+        alarm = (await raised(shard)).get("archive")
+        return alarm is not None and "s behind" in alarm.reason if on else alarm is None
 
     asyncio.run(scenario())
 
