@@ -155,6 +155,16 @@ def test_who_signs_nothing_sees_no_key(service: str) -> None:
     assert settings(service)["InaccessiblePaths"] == ["-/etc/tambo/dkim"]
 
 
+@pytest.mark.parametrize("page", ["first-hour.md", "dkim.md", "es/first-hour.md", "es/dkim.md"])
+def test_inbound_reads_the_key_of_return_paths_where_the_pages_put_it(page: str) -> None:
+    """`relayctl dkim return-path-key`, run by root, leaves the file to the owner of its directory."""
+    (path,) = re.findall(r'^return_path_key = "(.+?)"', (REPOSITORY / "docs" / page).read_text(), flags=re.M)
+    directory = str(Path(path).parent)
+    assert re.search(rf"^d {directory} +0700 tambo ", (REPOSITORY / "systemd" / "tmpfiles.conf").read_text(), flags=re.M)
+    hidden = settings("inbound.service")["InaccessiblePaths"][0].lstrip("-")
+    assert not Path(path).is_relative_to(hidden)
+
+
 def test_the_queue_is_durable_and_not_started_in_circles() -> None:
     unit, conf = settings("tambo-queue.service"), (REPOSITORY / "systemd" / "queue.conf").read_text().splitlines()
     for line in ("appendonly yes", "appendfsync always", "no-appendfsync-on-rewrite no", 'save ""', "port 0"):
@@ -205,3 +215,42 @@ def test_installed_twice_and_taken_away(tmp_path: Path) -> None:
     assert left == {"etc/tambo/queue.conf", "etc/tambo/tambo.toml.example"}
     make("uninstall", where, "PURGE=1")
     assert not (tmp_path / "etc" / "tambo").exists() and not (tmp_path / "var/lib/tambo").exists()
+
+
+def uninstalled(where: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [REPOSITORY / "tools" / "uninstall"],
+        capture_output=True,
+        text=True,
+        env=plain_make() | {"DESTDIR": str(where)} | environ,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("word", ["0", "no", "yes"])
+def test_only_purge_1_purges(tmp_path: Path, word: str) -> None:
+    queue = tmp_path / "var/lib/tambo/queue/appendonly.aof"
+    queue.parent.mkdir(parents=True)
+    queue.write_text("mail\n")
+    ran = uninstalled(tmp_path, PURGE=word)
+    assert ran.returncode == 1 and f"PURGE={word}: PURGE=1 takes" in ran.stderr and queue.exists()
+
+
+def test_nothing_of_others_is_uninstalled(tmp_path: Path) -> None:
+    """PREFIX may be a directory that others share, and systemd's is."""
+    system = tmp_path / "etc/systemd/system"
+    foreign = [tmp_path / "opt" / name for name in ("other/build.txt", "0.1.0/build.txt")]
+    foreign += [system / "ssh.service.d/mine.conf"]
+    ours = [tmp_path / "opt/0.1.0-0123abcd/build.txt", system / "relayd@.socket.d/listeners.conf"]
+    ours += [system / "relayd-a b@.socket"]
+    for path in (*foreign, *ours):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# Made from the listeners of tambo.toml by: …\n" if path in ours else "theirs\n")
+    (system / "empty.service.d").mkdir()
+    for bad in ("opt", "/opt/", "/"):
+        assert "write an absolute path" in uninstalled(tmp_path, PREFIX=bad, PURGE="1").stderr
+    assert all(path.exists() for path in (*foreign, *ours))
+    assert uninstalled(tmp_path, PREFIX="/opt", PURGE="1").returncode == 0
+    assert all(path.exists() for path in foreign) and (system / "empty.service.d").exists()
+    assert not any(path.exists() for path in ours)
