@@ -267,8 +267,9 @@ class Queue:
         for shard in self.shards:
             said = event.to_json() if shard is self.shards[0] else b""
             trail = audit.to_json() if audit and said else b""
-            changed += int(await shard.run("stop", ["resume", key, 0, reason, said, trail]))
-            if said:
+            lifted = int(await shard.run("stop", ["resume", key, 0, reason, said, trail]))
+            changed += lifted
+            if said and lifted:
                 say(log, event)
         return changed > 0
 

@@ -103,7 +103,7 @@ async def refuse_unless_empty(shards: Sequence[Shard]) -> None:
     if found == int(bool(meta)) and set(meta) <= {"schema", "shards"}:
         return
     _, some = await shards[0].command("SCAN", 0, "COUNT", 20)
-    names = ", ".join(key.decode(errors="replace") for key in sorted(some)[:5])
+    names = ", ".join(key.decode("ascii", "backslashreplace") for key in sorted(some)[:5])
     raise QueueRefused(
         f"the queue server is not empty: {found} keys ({names} …). A copy goes into an empty one only: stop all processes "
         "of the relay, start the server on an empty directory (keep the old one), and restore before anything else starts"

@@ -130,5 +130,7 @@ def line(event: Event) -> str:
 
 def _change(event: Event) -> str:
     """What was and what is, of an audit event."""
-    said = [orjson.dumps(value).decode() for value in (event.before, event.after) if value is not None]
-    return " → ".join(said) if event.kind == "audit" else ""
+    if event.kind != "audit" or (event.before is None and event.after is None):
+        return ""
+    said = ("–" if value is None else orjson.dumps(value).decode() for value in (event.before, event.after))
+    return " → ".join(said)

@@ -55,13 +55,11 @@ class Lines:
             self._between.set()
 
     async def _ended(self, printing: asyncio.Task[None]) -> None:
-        """A reader that has read enough is no error; what Python would still flush to it goes nowhere."""
+        """A reader that has read enough is no error."""
         try:
             await printing
         except BrokenPipeError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
+            reader_left()
 
     async def _write(self, data: bytes) -> None:
         """In a thread that may be left behind: a reader that has stopped must hold up neither the lease nor the end."""
@@ -82,6 +80,16 @@ class Lines:
 
         threading.Thread(target=write, daemon=True).start()
         await done
+
+
+def reader_left() -> None:
+    """What is still in Python's buffer goes nowhere: at its end the process would stumble over it once more."""
+    with suppress(io.UnsupportedOperation):
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, sys.stdout.fileno())
+        finally:
+            os.close(null)
 
 
 def _takes() -> bool:

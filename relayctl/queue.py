@@ -27,6 +27,7 @@ from mailqueue.scripts import Shard
 from relayctl import sheets
 from relayctl.audit import audited
 from relayctl.config import PathOption, load_or_exit
+from relayctl.lines import reader_left
 from streams.segment import SegmentDamaged
 
 app = typer.Typer(no_args_is_help=True)
@@ -64,6 +65,8 @@ def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
 
     try:
         uvloop.run(session())
+    except BrokenPipeError:  # whoever reads has enough
+        reader_left()
     except (QueueDown, QueueRefused, ServerAnswer, SegmentDamaged, PermissionError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

@@ -25,6 +25,7 @@ from mailqueue.reading import envelopes
 from mailqueue.selection import HELD, QUEUED, STATES, Selection
 from mailqueue.withdrawal import IN_HAND, Hand, Withdrawal
 from relayctl.account_register import Register
+from relayctl.asking import interruptible
 from relayctl.audit import actor, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.progress import progress
@@ -211,7 +212,7 @@ async def _do(queue: Queue, order: Order, entries: Entries, count: int, charge: 
         await _again(queue, order, hand)
     finally:
         _tell(order, hand, count)
-    after = {order.done: hand.done, **hand.left}
+    after = {order.done: hand.done, **({"left": dict(hand.left)} if hand.left else {})}
     await record(queue, audited(verb, subject, why, {"selected": count}, after, hand.done))
     return hand.done
 
@@ -266,7 +267,8 @@ async def _rehearse(order: Order, entries: Entries, count: int) -> None:
 
 def _ask(order: Order, count: int) -> None:
     if count > ASK_ABOVE and not order.yes and _at_a_terminal():
-        typer.confirm(f"{order.verb} {count:,} recipients?", abort=True, err=True)
+        with interruptible():
+            typer.confirm(f"{order.verb} {count:,} recipients?", abort=True, err=True)
 
 
 def _at_a_terminal() -> bool:

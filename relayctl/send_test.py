@@ -22,6 +22,7 @@ from config.accounts import AccountSettings
 from config.schema import nearest
 from config.settings import ListenerSettings, Settings
 from mailqueue.queue import Queue
+from relayctl.asking import interruptible
 from relayctl.audit import Why, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, on_queue, print_json
@@ -187,7 +188,8 @@ def _context(door: ListenerSettings) -> ssl.SSLContext:
 def _password(name: str) -> str:
     """Asked for without echo, or a line of standard input."""
     if sys.stdin.isatty():
-        return getpass(f"Password of {name}: ")
+        with interruptible():
+            return getpass(f"Password of {name}: ")
     return sys.stdin.readline().rstrip("\r\n")
 
 

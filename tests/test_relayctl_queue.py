@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from mailqueue.withdrawal import Hand
 from mailqueue.worker import Settlement, Worker
 from relayctl.main import app
 from tests.queue_kit import claim_all, events, eventually, message, now_ms, opened, working
+from tests.test_packaging import REPOSITORY
+from tests.test_up import RELAYCTL
 
 Relayctl = Callable[..., Any]
 
@@ -123,6 +128,8 @@ def test_one_selector_and_what_it_is_done_to(shared_redis: Any, relayctl: Relayc
     assert (begun["verb"], begun["subject"], begun["count"]) == ("queue hold", "destination:x.test account:one", 30)
     assert ended["before"] == {"selected": 30} and ended["after"] == {"held": 30} and ended["reason"] == "wrong"
     assert {(event["reason"], event["actor"]) for event in stream(relayctl, "held")} == {("wrong", begun["actor"])}
+    again = relayctl("queue", "hold", "--account", "one", "--destination", "x.test", "--reason", "wrong")
+    assert again.exit_code == 1 and stream(relayctl, "audit")[-1]["after"] == {"held": 0, "left": {"held": 30}}
     assert claimable(shared_redis.url) == sorted([*(f"{n}@y.test" for n in range(30)), "a@x.test"])
 
     by_age = sorted(messages, key=lambda one: one.envelope.id)
@@ -271,6 +278,44 @@ def test_more_than_a_thousand_are_asked_about(shared_redis: Any, relayctl: Relay
     monkeypatch.setattr("relayctl.queue_verbs._at_a_terminal", lambda: False)
     assert relayctl("queue", "release", "--all", "--reason", "x").stdout == "released 1,001 of 1,001 recipients\n"
     assert len(asked) == 1
+
+
+def command(url: str, tmp_path: Path, *words: str, **pipes: Any) -> subprocess.Popen[bytes]:
+    path = tmp_path / "own.toml"
+    path.write_text(f'[queue]\nurl = "{url}"\n')
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | pipes
+    return subprocess.Popen([*RELAYCTL, *words, "--config", str(path)], cwd=REPOSITORY, **pipes)
+
+
+def test_ctrl_c_is_an_answer(shared_redis: Any, tmp_path: Path) -> None:
+    put(shared_redis.url, message(*(f"{n}@x.test" for n in range(1001))))
+    controller, terminal = os.openpty()
+    try:
+        with command(shared_redis.url, tmp_path, "queue", "remove", "--all", "--reason", "x", stdin=terminal) as asking:
+            assert asking.stderr is not None
+            said = b""
+            while b"remove 1,001 recipients?" not in said and (more := os.read(asking.stderr.fileno(), 4096)):
+                said += more
+            asking.send_signal(signal.SIGINT)
+            try:
+                assert asking.wait(20) == 1
+            finally:
+                asking.kill()
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    assert len(claimable(shared_redis.url)) == 1001
+
+
+def test_who_reads_no_further_is_no_error(shared_redis: Any, tmp_path: Path) -> None:
+    with command(shared_redis.url, tmp_path, "top", "--json", "--every", "0.5") as top:
+        assert top.stdout is not None and top.stderr is not None
+        assert top.stdout.readline().startswith(b"{")
+        top.stdout.close()
+        try:
+            assert top.wait(20) == 0 and b"Error" not in top.stderr.read()
+        finally:
+            top.kill()
 
 
 def test_suspend_and_resume(shared_redis: Any, relayctl: Relayctl) -> None:

@@ -160,7 +160,9 @@ def test_inbound_reads_the_key_of_return_paths_where_the_pages_put_it(page: str)
     """`relayctl dkim return-path-key`, run by root, leaves the file to the owner of its directory."""
     (path,) = re.findall(r'^return_path_key = "(.+?)"', (REPOSITORY / "docs" / page).read_text(), flags=re.M)
     directory = str(Path(path).parent)
-    assert re.search(rf"^d {directory} +0700 tambo ", (REPOSITORY / "systemd" / "tmpfiles.conf").read_text(), flags=re.M)
+    assert re.search(
+        rf"^d {directory} +0700 tambo ", (REPOSITORY / "systemd" / "tmpfiles.conf").read_text(), flags=re.M
+    )
     hidden = settings("inbound.service")["InaccessiblePaths"][0].lstrip("-")
     assert not Path(path).is_relative_to(hidden)
 

@@ -82,8 +82,10 @@ elseif string.sub(key, 1, 7) ~= 'source:' then
     end
   end
 end
-emit(ARGV[5])
-if changed == 1 then emit(ARGV[6]) end
+if changed == 1 then
+  emit(ARGV[5])
+  emit(ARGV[6])
+end
 finish()
 ring()
 return changed
