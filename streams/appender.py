@@ -21,6 +21,9 @@ from streams.archive import Archive, Segment, path_of
 from streams.segment import Batch, Entry
 
 LOCK = "lock"
+MOST_BYTES = (
+    segment.MOST_RAW // 4
+)  # of events in one batch; their lines are longer, and a reader takes no more than MOST_RAW
 
 log = structlog.get_logger("archive")
 
@@ -87,7 +90,7 @@ class Appender:
         """All of them are on disk when this returns: where. Raises OSError: then none of the batch in question is, and
         :meth:`resume` says from where to go on. The ids must be larger than all before, in order."""
         written = []
-        for day, group in _by_day(entries):
+        for day, group in _portions(entries):
             data = segment.batch(group, level)
             there = self._segment(shard, day)
             try:
@@ -165,6 +168,18 @@ class Appender:
         there = self._open.pop(shard, None)
         if there is not None:
             os.close(there.file)
+
+
+def _portions(entries: Sequence[Entry]) -> Iterator[tuple[datetime.date, Sequence[Entry]]]:
+    """What is one batch each: of one day, and no more than a reader takes."""
+    for day, group in _by_day(entries):
+        begin = size = 0
+        for at, (_, event) in enumerate(group):
+            if size and size + len(event) > MOST_BYTES:
+                yield day, group[begin:at]
+                begin, size = at, 0
+            size += len(event)
+        yield day, group[begin:]
 
 
 def _by_day(entries: Sequence[Entry]) -> Iterator[tuple[datetime.date, Sequence[Entry]]]:

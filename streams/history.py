@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ async def _of_shard(shard: Shard, archive: Archive | None, wanted: Wanted, limit
     while True:
         if archive is not None:
             newest = await asyncio.to_thread(archive.newest, shard.number)
-        recent = await _streamed(shard, max(wanted.since, ids.following(ids.parse(newest))), wanted)
+        recent = await _streamed(shard, max(wanted.since, ids.following(ids.parse(newest))), wanted, limit)
         if archive is None or newest == before or ids.parse(await trimmed_to(shard)) <= ids.parse(newest):
             break
         before = newest
@@ -120,15 +121,16 @@ async def _of_shard(shard: Shard, archive: Archive | None, wanted: Wanted, limit
     return older + recent
 
 
-async def _streamed(shard: Shard, start: StreamId, wanted: Wanted) -> list[Record]:
-    found: list[Record] = []
+async def _streamed(shard: Shard, start: StreamId, wanted: Wanted, limit: int) -> list[Record]:
+    """The last ``limit``: more is never held."""
+    found: deque[Record] = deque(maxlen=limit)
     needle, at, until = wanted.needle, ids.text(start), "+" if wanted.until == END else ids.text(wanted.until)
     while rows := await shard.command("XRANGE", shard.events, at, until, "COUNT", PAGE):
         for place, fields in rows:
             if needle in fields[1].lower() and wanted.fits(_record(fields[1])):
                 found.append(Record(shard.number, place.decode(), fields[1]))
         at = f"({rows[-1][0].decode()}"
-    return found
+    return list(found)
 
 
 def _archived(archive: Archive, shard: int, wanted: Wanted, newest: StreamId, limit: int) -> list[Record]:

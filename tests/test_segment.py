@@ -165,6 +165,22 @@ def test_a_day_a_segment_by_utc(tmp_path: Path) -> None:
     assert list(Archive(directory).read(0)) == group
 
 
+def test_no_batch_is_larger_than_a_reader_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in one piece it would be taken for a torn tail, and cut."""
+    monkeypatch.setattr(segment, "MOST_RAW", 40_000)
+    monkeypatch.setattr("streams.appender.MOST_BYTES", 10_000)
+    large = [(f"{DAY + n}-0", b'{"kind":"received","text":"%s"}' % (b"x" * 3000)) for n in range(30)]
+    appender = Appender(tmp_path / "a")
+    appender.open()
+    try:
+        batches = [batch for _, batch in appender.append(0, large)]
+        assert appender.resume(0) == large[-1][0]
+    finally:
+        appender.close()
+    assert [batch.raw <= 40_000 for batch in batches] == [True] * 10
+    assert list(Archive(tmp_path / "a").read(0)) == large
+
+
 def test_from_every_place_on(tmp_path: Path) -> None:
     directory = tmp_path / "a"
     group = entries(0, 30, DAY - 15)
