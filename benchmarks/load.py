@@ -146,14 +146,22 @@ def contents(dump: Path) -> Iterator[bytes]:
 
 
 def _starts(dump: Path) -> Iterator[int]:
-    """Where each message begins."""
-    if not dump.exists() or not dump.stat().st_size:
+    """Where each message begins. Read, not mapped: smtp-sink is writing."""
+    mark = b"\n" + START
+    kept, base = b"\n", -1  # as if a line had ended before the first byte
+    try:
+        file = dump.open("rb")
+    except FileNotFoundError:
         return
-    with dump.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        at = 0 if text[: len(START)] == START else -1
-        while at >= 0:
-            yield at
-            at = text.find(b"\n" + START, at) + 1 or -1
+    with file:
+        while block := file.read(1 << 20):
+            text = kept + block
+            at = text.find(mark)
+            while at >= 0:
+                yield base + at + 1
+                at = text.find(mark, at + 1)
+            kept = text[1 - len(mark) :]
+            base += len(text) - len(kept)
 
 
 def numbered(what: Submission) -> Counter[str]:
