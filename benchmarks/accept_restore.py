@@ -70,7 +70,7 @@ def relay(directory: Path) -> Relay:
         directory,
         settings={
             "archive": {"directory": str(directory / "archive")},
-            "queue": {"url": f"unix://{directory}/s", "lease_seconds": 3, "disk_mark_mb": 0},
+            "queue": {"url": f"unix://{directory}/s", "disk_mark_mb": 0},
             "delivery": {"retry": {"steps_seconds": [1, 2], "jitter": 0.0}},
         },
         accounts=[

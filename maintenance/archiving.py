@@ -36,6 +36,7 @@ from streams import ids
 from streams.appender import Appender, ArchiveBusy
 from streams.indexing import Indexer
 from streams.segment import Batch, Entry
+from streams.starts import last_id
 
 PAUSE_SECONDS, RETRY_SECONDS = 1.0, 5.0
 LINGER_SECONDS = 30.0  # the longest that an entry waits for others to share a batch
@@ -133,7 +134,7 @@ class Archiving:
                         async with asyncio.timeout(RETRY_SECONDS if self._stuck else self._pause):
                             await stop.wait()
             if self._leads:
-                await self._try(self._flush_all)
+                await self._try(self._finish)
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
@@ -299,8 +300,12 @@ class Archiving:
             return True
         return bool(reel.held) and (self._stuck or time.monotonic() - reel.since >= self._linger)
 
-    async def _flush_all(self) -> bool:
+    async def _finish(self) -> bool:
+        """All that there is now goes to disk, so that a server that is lost after a stop in order takes no event along."""
         for reel in self._reels:
+            last = ids.parse(await last_id(reel.shard))
+            while await self._advance(reel) and ids.parse(reel.read) < last:
+                pass
             await self._written(reel)
             if reel.held:
                 reel.batch, reel.held = reel.held, []

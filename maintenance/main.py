@@ -33,10 +33,16 @@ async def serve(start: Start) -> None:
             presence(queue.shards[0], start, reloader, service, work.live),
         ):
             service.started()
+            worked = asyncio.Event()
+
+            async def rounds() -> None:
+                await work.run(service.stop)
+                worked.set()
+
             async with asyncio.TaskGroup() as group:
-                group.create_task(work.run(service.stop))
+                group.create_task(rounds())
                 if archiving is not None:
-                    group.create_task(archiving.run(service.stop))
+                    group.create_task(archiving.run(worked))  # the last round's events are archived, too
     finally:
         await queue.close()
 

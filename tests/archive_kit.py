@@ -32,11 +32,13 @@ class Fixed:
         self.settings = Settings.model_validate({"archive": archive})
 
 
-def archiver(queue: Queue, directory: Path, **settings: Any) -> tuple[Archiving, CollectorRegistry]:
+def archiver(
+    queue: Queue, directory: Path, linger_seconds: float = 0.05, **settings: Any
+) -> tuple[Archiving, CollectorRegistry]:
     registry = CollectorRegistry()
     reloader: Any = Fixed(directory=str(directory), **({"keep_in_stream": 1000} | settings))
     alarms = Alarms(queue.shards[0], registry)
-    return Archiving(queue, reloader, registry, alarms, linger_seconds=0.05, lease_seconds=1.0), registry
+    return Archiving(queue, reloader, registry, alarms, linger_seconds=linger_seconds, lease_seconds=1.0), registry
 
 
 @contextlib.asynccontextmanager

@@ -28,6 +28,7 @@ from maintenance.rounds import Maintenance
 from streams import ids
 from streams.appender import Appender
 from streams.archive import Archive
+from streams.starts import last_id
 from tests.archive_kit import add, archiver, archiving, event, length, numbers
 from tests.conftest import REPOSITORY
 from tests.delivery_kit import providers
@@ -89,6 +90,27 @@ def test_a_second_one_takes_over(shared_redis: Any, tmp_path: Path) -> None:
             stops[1].set()
             await tasks[1]
             assert await numbers(queue.shards, Archive(tmp_path / "a")) == {0: list(range(9000))}
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_in_order_leaves_nothing_unarchived(shared_redis: Any, tmp_path: Path) -> None:
+    """What came after its last look is read and written, however much it is: the server may be lost after it."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url, shards=2) as queue:
+            work, facts = archiver(queue, tmp_path / "a", linger_seconds=30.0)
+            stop = asyncio.Event()
+            task = asyncio.create_task(work.run(stop))
+            await eventually(lambda: holds(lambda: value(facts, "tambo_archive_leads") == 1))
+            await add(queue.shards[0], 0, 12_500)
+            await add(queue.shards[1], 0, 1)
+            stop.set()
+            await task
+            assert {one: Archive(tmp_path / "a").newest(one) for one in (0, 1)} == {
+                shard.number: await last_id(shard) for shard in queue.shards
+            }
+            assert await numbers(queue.shards, Archive(tmp_path / "a")) == {0: list(range(12_500)), 1: [0]}
 
     asyncio.run(scenario())
 
