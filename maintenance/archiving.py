@@ -32,7 +32,7 @@ from maintenance.alarms import Alarms
 from maintenance.catching import read
 from maintenance.retaining import Retaining
 from maintenance.strays import bring_behind
-from streams import ids
+from streams import holes, ids
 from streams.appender import Appender, ArchiveBusy
 from streams.indexing import Indexer
 from streams.segment import Batch, Entry
@@ -47,8 +47,16 @@ INDEXED = 32  # batches at most that an index catches up with at once
 TRIMS = 6  # calls of mailqueue.trimming under way together
 RENEW = 2 / 3  # of the lease left, below which it is taken again before anything is written
 BEHIND_SECONDS = 900.0  # an alarm, even though it is written
+CURE = (
+    "Mount its disk, or put its files back: it goes on by itself. If they are gone for good: "
+    "relayctl archive accept-loss --reason …"
+)
 
 log = structlog.get_logger("archive")
+
+
+class ArchiveLacks(Exception):
+    """To go on in that directory would leave a hole that no reader sees."""
 
 
 @dataclass(slots=True)
@@ -152,6 +160,11 @@ class Archiving:
         except ArchiveBusy:
             self._say("")
             return False
+        except ArchiveLacks as lacks:
+            await self._resign()  # perhaps another host has its disk; and the lock would lie below ours
+            self._say(f"archive: {lacks}")
+            self._stuck = True
+            return False
         except OSError as error:
             self._say(f"archive: {error}")
             self._stuck, self._leads = True, False
@@ -198,11 +211,10 @@ class Archiving:
 
     async def _unattended(self) -> float:
         """Age in seconds of the oldest event behind what the last archiver said."""
-        known = await self._shards[0].command("HGETALL", self._shards[0].prefix + "archived")
-        archived = dict(zip(known[::2], known[1::2], strict=True))
+        archived = await holes.archived(self._shards[0])
         oldest = time.time()
         for shard in self._shards:
-            after = archived.get(str(shard.number).encode(), b"0-0").decode()
+            after = archived.get(shard.number, "0-0")
             for place, _ in await shard.command("XRANGE", shard.events, f"({after}", "+", "COUNT", 1):
                 oldest = min(oldest, ids.parse(place.decode())[0] / 1000)
         return time.time() - oldest
@@ -234,6 +246,11 @@ class Archiving:
         self._reels = [_Reel(shard) for shard in self._shards]
         for reel in self._reels:
             archived = await self._in_thread(self._appender.resume, reel.shard.number)
+            lacking = await holes.hole(self._shards[0], reel.shard, archived)
+            if lacking is not None:
+                raise ArchiveLacks(
+                    f"{self._appender.archive.directory} lacks what was archived, {lacking.text}. {CURE}"
+                )
             reel.resume(archived or "0-0")
             await self._align(reel)
             await bring_behind(reel.shard, self._appender.archive, reel.archived)
@@ -262,10 +279,6 @@ class Archiving:
     async def _align(self, reel: _Reel) -> None:
         """A stream that lies behind its archive (its server was restored or begun anew, its clock set back) goes on behind
         it: ids below would count as archived."""
-        meta = self._shards[0].prefix + "archived"
-        known = (await self._shards[0].command("HGET", meta, reel.shard.number) or b"0-0").decode()
-        if ids.parse(known) > ids.parse(reel.archived):
-            log.error("archive lacks entries", shard=reel.shard.number, after=reel.archived, to=known)
         if await reel.shard.command("EXISTS", reel.shard.events):
             answer = await reel.shard.command("XINFO", "STREAM", reel.shard.events)
             last = dict(zip(answer[::2], answer[1::2], strict=True))[b"last-generated-id"].decode()
@@ -329,7 +342,7 @@ class Archiving:
         reel.archived, reel.batch = reel.batch[-1][0], []
         await self._trim_beside(reel)
         with suppress(ServerAnswer):  # no memory: there will be some, for what was archived goes
-            await self._shards[0].command("HSET", self._shards[0].prefix + "archived", reel.shard.number, reel.archived)
+            await holes.note(self._shards[0], reel.shard.number, reel.archived)
 
     def _append(self, shard: int, entries: list[Entry], hurry: bool) -> list[Batch]:
         """In a thread. The index waits while there is a ``hurry``, and one that can't be written is no reason to stop: it is

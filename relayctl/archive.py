@@ -1,4 +1,4 @@
-"""``relayctl archive list | verify | export``."""
+"""``relayctl archive list | verify | export | accept-loss``."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mailqueue.queue import Queue
+from relayctl.audit import audited
 from relayctl.config import PathOption, load_or_exit
 from relayctl.periods import DateOption, SinceOption, UntilOption, period
-from relayctl.queue import JsonOption, print_json
-from streams import ids, inspection
+from relayctl.queue import JsonOption, on_queue, print_json, said
+from streams import holes, ids, inspection
 from streams.archive import Archive, Segment
 from streams.connect import archive_of
 from streams.history import END
+from streams.holes import Hole
 from streams.inspection import Facts
 from streams.segment import SegmentDamaged
 
@@ -74,6 +78,36 @@ def verify(
             report.append({"segment": one.path.name, "events": events, "wrong": wrong})
             progress.advance(task, one.path.stat().st_size)
     _say(report, json=json)
+
+
+@app.command("accept-loss")
+def accept_loss(
+    reason: Annotated[str, typer.Option(help="Why; it stands in the audit event.")],
+    config: PathOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let archiving go on though the archive lacks what was archived before; exit 1 when it lacks nothing. Consumers that
+    stand before the hole read on behind it."""
+    there, why, found = _archive(config), said(reason), list[Hole]()
+
+    async def work(queue: Queue) -> None:
+        found.extend(await holes.holes(queue.shards, there))
+        if found:
+            before = [dataclasses.asdict(one) for one in found]
+            event = audited("archive accept-loss", str(there.directory), why, before)
+            await holes.accept(queue.shards[0], found, event)
+
+    try:
+        on_queue(load_or_exit(config), work)
+    except OSError as error:
+        raise _unreadable(error) from None
+    if json:
+        print_json([dataclasses.asdict(one) for one in found])
+    for one in found if not json else ():
+        typer.echo(f"given up: {one.text}")
+    if not found:
+        typer.echo("the archive has all that was archived: nothing to accept", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -89,6 +89,9 @@ class Appender:
     def append(self, shard: int, entries: Sequence[Entry], level: int = segment.LEVEL) -> list[tuple[Segment, Batch]]:
         """All of them are on disk when this returns: where. Raises OSError: then none of the batch in question is, and
         :meth:`resume` says from where to go on. The ids must be larger than all before, in order."""
+        if not self._in_place():
+            self.close()
+            raise OSError(f"{self._directory} is another directory than before: was its disk unmounted?")
         written = []
         for day, group in _portions(entries):
             data = segment.batch(group, level)
@@ -101,6 +104,13 @@ class Appender:
                 raise
             written.append((there.segment, self._read_back(there, len(data))))
         return written
+
+    def _in_place(self) -> bool:
+        """The name still leads to the directory whose lock we hold."""
+        try:
+            return os.path.samestat(os.stat(self._directory / LOCK), os.fstat(self._lock))
+        except FileNotFoundError:
+            return False
 
     def _write(self, there: _Open, data: bytes) -> None:
         if os.fstat(there.file).st_size != there.end:

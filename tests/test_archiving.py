@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,9 +25,10 @@ from benchmarks.harness import Relay, scratch
 from config.load import Loaded
 from config.settings import Settings
 from mailqueue.alarms import raised
+from mailqueue.events import Event
 from mailqueue.lease import Lease
 from maintenance.rounds import Maintenance
-from streams import ids
+from streams import holes, ids
 from streams.appender import Appender
 from streams.archive import Archive
 from streams.starts import last_id
@@ -214,6 +217,82 @@ def test_it_is_said_when_nobody_gets_on(
         return alarm is not None and "s behind" in alarm.reason if on else alarm is None
 
     asyncio.run(scenario())
+
+
+def test_an_archive_that_is_not_mounted_is_not_begun_anew(
+    shared_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at the start nor at work: what lies in the mount point would hide what was archived, and leave a hole."""
+
+    monkeypatch.setattr("maintenance.archiving.RETRY_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url, shards=2) as queue:
+            shard = queue.shards[0]
+            directory, archive, away = tmp_path / "a", Archive(tmp_path / "a"), tmp_path / "away"
+            async with archiving(queue, directory) as facts:
+                await add(shard, 0, 3000)
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 3000))
+                unmounted(directory, away)
+                await add(shard, 3000, 1000)
+                await eventually(lambda: said(shard, "shard 0: all to "))
+                assert archive.segments() == []
+            async with archiving(queue, directory) as facts:
+                await eventually(lambda: said(shard, "accept-loss"))
+                assert (archive.segments(), value(facts, "tambo_archive_leads")) == ([], 0)
+                shutil.rmtree(directory)
+                away.rename(directory)
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") >= 1000))
+                await eventually(lambda: said(shard, ""))
+            assert await numbers(queue.shards, archive) == {0: list(range(4000)), 1: []}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("more", "trimmed"), [(500, False), (2000, True)])
+def test_what_a_cut_archive_lacks_is_read_again_or_said(
+    shared_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, trimmed: bool
+) -> None:
+    """Read again while the stream has it."""
+    monkeypatch.setattr("maintenance.archiving.RETRY_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            archive = Archive(tmp_path / "a")
+            async with archiving(queue, tmp_path / "a") as facts:
+                await add(shard, 0, 10)
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 10))
+            size = archive.segments(0)[0].path.stat().st_size
+            async with archiving(queue, tmp_path / "a") as facts:
+                await add(shard, 10, more)
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == more))
+            os.truncate(archive.segments(0)[0].path, size)
+            async with archiving(queue, tmp_path / "a") as facts:
+                if trimmed:
+                    await eventually(lambda: said(shard, "shard 0: "))
+                    found = await holes.holes(queue.shards, archive)
+                    assert [one.after for one in found] == [archive.newest(0)]
+                    await holes.accept(shard, found, Event("audit", 1, verb="archive accept-loss"))
+                await add(shard, 10 + more, 5)
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") >= 5))
+                await eventually(lambda: said(shard, ""))
+            there = (await numbers(queue.shards, archive))[0]
+            assert there[:10] == list(range(10)) and there[-5:] == list(range(10 + more, 15 + more))
+            assert (there == list(range(15 + more))) is not trimmed
+
+    asyncio.run(scenario())
+
+
+def unmounted(directory: Path, away: Path) -> None:
+    directory.rename(away)
+    directory.mkdir()
+
+
+async def said(shard: Any, words: str) -> bool:
+    """By the alarm; "" = there is none."""
+    alarm = (await raised(shard)).get("archive")
+    return words in alarm.reason if alarm is not None and words else alarm is None and not words
 
 
 @contextlib.contextmanager

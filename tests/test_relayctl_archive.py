@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mailqueue.events import Event
 from relayctl.main import app
-from streams import index
+from streams import holes, index
 from streams.archive import Archive
 from tests.queue_kit import opened
 from tests.test_history import written
@@ -166,3 +166,31 @@ def test_without_an_archive(shared_redis: Any, tmp_path: Path) -> None:
         assert answer.exit_code == 1 and "archive.directory is not set" in answer.stderr
     answer = relayctl("history", "--id", "m1")
     assert answer.exit_code == 1 and "there is no archive" in answer.stderr
+
+
+def test_accept_loss(relayctl: Relayctl, shared_redis: Any) -> None:
+    """Said what is given up, in an audit event too; nothing to give up is exit 1."""
+    missing = f"{BEGIN + 2 * DAY_MS}-0"
+
+    async def archived(place: str) -> dict[int, str]:
+        async with opened(shared_redis.url, shards=2) as queue:
+            if place:
+                await holes.note(queue.shards[0], 1, place)
+            return await holes.archived(queue.shards[0])
+
+    nothing = relayctl("archive", "accept-loss", "--reason", "prueba")
+    assert (nothing.exit_code, "nothing to accept" in nothing.output) == (1, True)
+    asyncio.run(archived(missing))
+    kept = f"{BEGIN + DAY_MS + 39}-0"
+    trimmed(shared_redis, missing)
+    done = relayctl("archive", "accept-loss", "--reason", "disco perdido", "--json")
+    assert (done.exit_code, orjson.loads(done.stdout)) == (0, [{"shard": 1, "after": kept, "to": missing}])
+    assert asyncio.run(archived("")) == {1: kept}
+    told = relayctl("events", "tail", "--kind", "audit", "--from", "oldest", "--end", "--json").stdout
+    (event,) = map(orjson.loads, told.splitlines())
+    assert (event["verb"], event["reason"]) == ("archive accept-loss", "disco perdido")
+    assert event["before"] == [{"shard": 1, "after": kept, "to": missing}]
+
+
+def trimmed(redis: Any, to: str) -> None:
+    redis.command("HSET", "{q1}:meta", "trimmed", to)
