@@ -142,15 +142,13 @@ class Presence:
 
     async def _say(self) -> None:
         facts = self._facts()
-        seconds, micros = await self._shard.command("TIME")
-        said = {**asdict(facts), "at": int(seconds) + int(micros) / 1e6}
+        said = {**asdict(facts), "at": await self._shard.time()}
         await self._shard.command("HSET", self._shard.prefix + "processes", facts.name, orjson.dumps(said))
 
 
 async def present(shard: Shard) -> list[Process]:
     """Those that spoke lately, by role and name; the silent are taken out. Raises QueueDown."""
-    seconds, micros = await shard.command("TIME")
-    now = int(seconds) + int(micros) / 1e6
+    now = await shard.time()
     rows = await shard.command("HGETALL", shard.prefix + "processes")
     found: list[Process] = []
     for name, value in zip(rows[::2], rows[1::2], strict=True):

@@ -156,6 +156,11 @@ class Slot:
             except FOREIGN as error:
                 raise translated(error) from error
 
+    async def time(self) -> float:
+        """Unix seconds by the server's clock. Raises QueueDown."""
+        seconds, micros = await self.command("TIME")
+        return int(seconds) + int(micros) / 1e6
+
     async def command(self, *words: Argument) -> Any:
         try:
             return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]

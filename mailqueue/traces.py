@@ -147,8 +147,7 @@ async def _wanted(shard: Shard) -> list[Wanted]:
 
 async def _now(shard: Shard) -> int:
     """Unix ms by the server's clock."""
-    seconds, micros = await shard.command("TIME")
-    return int(seconds) * 1000 + int(micros) // 1000
+    return int(await shard.time() * 1000)
 
 
 def _channel(shard: Shard, token: str) -> str:

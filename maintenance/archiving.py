@@ -121,7 +121,7 @@ class Archiving:
         self._renew = lease_seconds * RENEW
         self._appender = Appender(Path(reloader.settings.archive.directory or ""))
         self._indexer = Indexer()
-        self._retaining = Retaining(self._appender.archive, reloader)
+        self._retaining = Retaining(self._appender.archive, reloader, queue.shards[0].time)
         self._thread = ThreadPoolExecutor(1, "archive")  # one: the appender takes one call at a time
         self._leads = False
         self._stuck = False  # the disk refused; nothing was written since
@@ -284,7 +284,7 @@ class Archiving:
             last = dict(zip(answer[::2], answer[1::2], strict=True))[b"last-generated-id"].decode()
             if ids.parse(last) < ids.parse(reel.archived):
                 await reel.shard.command("XSETID", reel.shard.events, reel.archived)
-        elif ids.parse(reel.archived)[0] >= int((await reel.shard.command("TIME"))[0]) * 1000:
+        elif ids.parse(reel.archived)[0] >= await reel.shard.time() * 1000:
             place = ids.text(ids.following(ids.parse(reel.archived)))
             mark = Event(
                 "alarm", int(time.time() * 1000), subject="archive", after="off", reason="the clock was set back"
@@ -317,8 +317,10 @@ class Archiving:
         """All that there is now goes to disk, so that a server that is lost after a stop in order takes no event along."""
         for reel in self._reels:
             last = ids.parse(await last_id(reel.shard))
-            while await self._advance(reel) and ids.parse(reel.read) < last:
-                pass
+            while ids.parse(reel.read) < last:
+                stretched = reel.full  # then nothing found may be a stretch of time without entries
+                if not await self._advance(reel) and not stretched:
+                    break
             await self._written(reel)
             if reel.held:
                 reel.batch, reel.held = reel.held, []

@@ -60,9 +60,9 @@ class Checks:
 
     async def _look_at_clocks(self) -> None:
         before = time.time()
-        seconds, micros = await self._shard.command("TIME")
+        there = await self._shard.time()
         wall, even = time.time(), time.monotonic()
-        offset = int(seconds) + int(micros) / 1e6 - (before + wall) / 2
+        offset = there - (before + wall) / 2
         self._offset.set(offset)
         step = (wall - self._clocks[0]) - (even - self._clocks[1])
         self._clocks = (wall, even)

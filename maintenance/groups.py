@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
@@ -39,10 +38,10 @@ class GroupWatch:
 
     async def look(self, settings: StreamSettings) -> None:
         """Raises QueueDown."""
-        now = time.time()
+        now = await self._queue.shards[0].time()  # as all times of groups, whatever the host's clock says
         groups = []
         for group in await self._groups.all():
-            if now - group.read / 1000 > settings.group_expire_seconds:
+            if now - max(group.read, group.until) / 1000 > settings.group_expire_seconds:
                 await self._forget(group, now, settings.group_expire_seconds)
             else:
                 groups.append(group)

@@ -6,11 +6,13 @@ import asyncio
 import datetime
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
 
 from config.reload import Reloader
+from mailqueue.errors import QueueDown
 from mailqueue.events import KINDS
 from streams.archive import Archive
 from streams.retention import Retention, Terms
@@ -23,10 +25,19 @@ log = structlog.get_logger("archive")
 
 
 class Retaining:
-    """Runs while this process archives: :meth:`stop` returns when nothing is being written any more."""
+    """Runs while this process archives: :meth:`stop` returns when nothing is being written any more. ``clock``: Unix seconds
+    by the server; raises QueueDown."""
 
-    def __init__(self, archive: Archive, reloader: Reloader, *, first_seconds: float = FIRST_SECONDS) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        reloader: Reloader,
+        clock: Callable[[], Awaitable[float]],
+        *,
+        first_seconds: float = FIRST_SECONDS,
+    ) -> None:
         self._reloader = reloader
+        self._clock = clock
         self._stopped = threading.Event()
         self._retention = Retention(archive, self._stopped.is_set, self._pause)
         self._first = first_seconds
@@ -59,7 +70,9 @@ class Retaining:
             if self._stopped.is_set():
                 return
             try:
-                await asyncio.to_thread(self._retention.look, self._terms(), today())
+                await asyncio.to_thread(self._retention.look, self._terms(), today(time.time(), await self._clock()))
+            except QueueDown:
+                pass
             except (OSError, SegmentDamaged) as error:  # a full disk: what is there stays
                 log.error("retention failed", why=str(error))
             except Exception:
@@ -73,6 +86,6 @@ class Retaining:
         return Terms(archive.days, archive.days_by_kind)
 
 
-def today() -> datetime.date:
-    """By UTC, as segments are."""
-    return datetime.datetime.fromtimestamp(time.time(), datetime.UTC).date()
+def today(*clocks: float) -> datetime.date:
+    """By UTC, as segments are, and by the clock that is behind: one that has run away must not delete years."""
+    return datetime.datetime.fromtimestamp(min(clocks), datetime.UTC).date()

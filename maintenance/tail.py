@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from mailqueue.events import Event
 from mailqueue.scripts import Shard
 
 MOST = 5000  # of a shard at one look: more than is written in a second
 BACK = 1000  # read at the start, and where it fell behind
+
+log = structlog.get_logger("maintenance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,10 @@ class Tail:
                 rows = (await shard.command("XREVRANGE", shard.events, "+", "-", "COUNT", BACK))[::-1]
             for place, fields in rows:
                 self._positions[shard.number] = place.decode()
-                found.append(Said(int(place.split(b"-")[0]), Event.from_json(fields[1])))
+                try:
+                    found.append(Said(int(place.split(b"-")[0]), Event.from_json(fields[1])))
+                except (ValueError, TypeError):  # of another version, or damaged: the others are told all the same
+                    log.warning("event not read", shard=shard.number, id=place.decode())
             self._positions.setdefault(shard.number, "0-0")
         return found
 

@@ -16,7 +16,7 @@ from maintenance.alarms import Alarms
 from maintenance.groups import GroupWatch
 from streams import ids
 from streams.groups import Groups
-from streams.lag import MOST_COUNTED, Ends, Lag, lags, of_shard
+from streams.lag import AT_ONCE, MOST_COUNTED, Ends, Lag, lags, of_shard
 from streams.positions import FRESH
 from tests.queue_kit import events, opened
 from tests.test_groups import consumer, entries, rest, write
@@ -114,6 +114,29 @@ def test_who_reads_no_more_is_forgotten_and_who_reads_is_not(shared_redis: Any) 
             assert stale is not None
             async with consumer(queue, group="young"):  # reads between the look and the forgetting
                 assert not await groups.forget(stale, stale.read, told[0])
+                await queue.shards[0].command("HSET", queue.shards[0].prefix + "gr:young", "read", before)
+                await looking.look(settings())  # a consumer has it, however long ago it last said so
+                assert not await groups.forget(stale, before + 1, told[0])
+            assert [group.name for group in await groups.all()] == ["young"]
+
+    asyncio.run(scenario())
+
+
+def test_lags_of_many_groups(shared_redis: Any) -> None:
+    """Counted a few at a time."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url, shards=2) as queue:
+            groups = Groups(queue.shards[0])
+            for number in range(2 * AT_ONCE + 1):
+                await groups.create(f"g{number}", "ana", (), {0: FRESH, 1: FRESH})
+            await write(queue, range(6))
+            places = await entries(queue)
+            await groups.rewind("g0", {0: places[0][-1][0], 1: places[1][-1][0]}, "read")
+            found = await lags(queue.shards, await groups.all(), int(time.time() * 1000))
+            assert {name: lag.events for name, lag in found.items()} == {
+                f"g{number}": 6 if number else 0 for number in range(2 * AT_ONCE + 1)
+            }
 
     asyncio.run(scenario())
 

@@ -24,7 +24,7 @@ from maintenance.alarms import Alarms
 from maintenance.bounces import Bounces
 from maintenance.progress import Finding, Patience, Progress
 from maintenance.reach import Reach
-from maintenance.tail import Said
+from maintenance.tail import Said, Tail
 from maintenance.watch import Watch
 from tests.queue_kit import claim_all, events, eventually, message, now_ms, opened, working
 
@@ -360,6 +360,20 @@ def test_poison_is_told_until_nothing_of_it_is_held(shared_redis: Any) -> None:
             assert await again.look() == {"poison-held"}
             await queue.shards[0].command("HDEL", "{q0}:hold", item.key)
             assert await again.look() == set()
+
+    asyncio.run(scenario())
+
+
+def test_an_event_that_can_not_be_read_hides_no_other(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            for data in (b'{"kind":"held","at":1}', b"{", b'{"kind":"held"}', b'{"kind":"released","at":2}'):
+                await shard.command("XADD", shard.events, "*", "e", data)
+            tail = Tail(queue.shards)
+            assert [said.event.kind for said in await tail.new()] == ["held", "released"]
+            await shard.command("XADD", shard.events, "*", "e", b"[]")
+            assert await tail.new() == []
 
     asyncio.run(scenario())
 

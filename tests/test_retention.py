@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from maintenance.retaining import Retaining
+from maintenance.retaining import Retaining, today
 from streams import index, segment
 from streams.archive import Archive
 from streams.history import history
@@ -187,6 +187,15 @@ def test_stopped_in_the_middle_nothing_has_happened(tmp_path: Path) -> None:
 )
 def test_the_kind_of_a_line(line: bytes, kind: str) -> None:
     assert kind_of(line) == kind
+
+
+@pytest.mark.parametrize(
+    ("clocks", "day"),
+    [((1_767_225_600.0, 1_767_225_599.0), "2025-12-31"), ((1_767_225_600.0, 4_000_000_000.0), "2026-01-01")],
+    ids=["utc", "run-away"],
+)
+def test_today_is_by_the_clock_that_is_behind(clocks: tuple[float, float], day: str) -> None:
+    assert today(*clocks).isoformat() == today(*reversed(clocks)).isoformat() == day
 
 
 def test_where_the_archiver_is_there_is_retention(shared_redis: Any, tmp_path: Path, monkeypatch: Any) -> None:

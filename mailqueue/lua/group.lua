@@ -9,7 +9,7 @@
 --   leave, name, epoch                         → 1, or 0 when the lease had gone to somebody else
 --   rewind, name, event, why, positions        → 1, or 0 = there is none
 --   remove, name, event                        → the same
---   forget, name, event, ms                    → 1 when nobody has read since `ms`
+--   forget, name, event, ms                    → 1 when nobody has read since `ms`, and no lease ran then
 -- The event ("" = none) is written with the change.
 -- Invariants: one holder an epoch, and each take and rewind has a new epoch; only the holder of the last one moves a
 -- position, and only forwards. A lease that has run out and that nobody took is still its holder's.
@@ -91,7 +91,10 @@ if verb == 'rewind' then
   return 1
 end
 
-if verb == 'forget' and tonumber(call('HGET', key, 'read')) >= tonumber(ARGV[4]) then return 0 end
+if verb == 'forget' then
+  local read = tonumber(call('HGET', key, 'read'))
+  if math.max(read, till) >= tonumber(ARGV[4]) then return 0 end
+end
 call('DEL', key)
 call('SREM', index, name)
 emit(ARGV[3])
