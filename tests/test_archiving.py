@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import resource
-import shutil
 import subprocess
 import sys
 import threading
@@ -223,25 +222,26 @@ def test_an_archive_that_is_not_mounted_is_not_begun_anew(
     shared_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither at the start nor at work: what lies in the mount point would hide what was archived, and leave a hole."""
-
     monkeypatch.setattr("maintenance.archiving.RETRY_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with opened(shared_redis.url, shards=2) as queue:
             shard = queue.shards[0]
-            directory, archive, away = tmp_path / "a", Archive(tmp_path / "a"), tmp_path / "away"
+            directory, archive = tmp_path / "a", Archive(tmp_path / "a")
+            for name in ("disk", "mount point"):
+                (tmp_path / name).mkdir()
+            leads_to(directory, "disk")
             async with archiving(queue, directory) as facts:
                 await add(shard, 0, 3000)
                 await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 3000))
-                unmounted(directory, away)
+                leads_to(directory, "mount point")
                 await add(shard, 3000, 1000)
                 await eventually(lambda: said(shard, "shard 0: all to "))
                 assert archive.segments() == []
             async with archiving(queue, directory) as facts:
                 await eventually(lambda: said(shard, "accept-loss"))
                 assert (archive.segments(), value(facts, "tambo_archive_leads")) == ([], 0)
-                shutil.rmtree(directory)
-                away.rename(directory)
+                leads_to(directory, "disk")
                 await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") >= 1000))
                 await eventually(lambda: said(shard, ""))
             assert await numbers(queue.shards, archive) == {0: list(range(4000)), 1: []}
@@ -284,9 +284,10 @@ def test_what_a_cut_archive_lacks_is_read_again_or_said(
     asyncio.run(scenario())
 
 
-def unmounted(directory: Path, away: Path) -> None:
-    directory.rename(away)
-    directory.mkdir()
+def leads_to(directory: Path, name: str) -> None:
+    """At once, as mounting does."""
+    (link := directory.with_name("link")).symlink_to(name)
+    link.replace(directory)
 
 
 async def said(shard: Any, words: str) -> bool:
