@@ -239,6 +239,8 @@ def test_an_archive_that_is_not_mounted_is_not_begun_anew(
                 await eventually(lambda: said(shard, "shard 0: all to "))
                 assert archive.segments() == []
             async with archiving(queue, directory) as facts:
+                ours = {"name": "archive"}
+                await eventually(lambda: holds(lambda: facts.get_sample_value("tambo_alarm", ours) == 1))
                 await eventually(lambda: said(shard, "accept-loss"))
                 assert (archive.segments(), value(facts, "tambo_archive_leads")) == ([], 0)
                 leads_to(directory, "disk")
