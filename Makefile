@@ -2,6 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
+JOBS := 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools up test check format accept bench lock clean install upgrade uninstall wheels
@@ -19,8 +20,8 @@ up: ## the whole relay in the foreground, with a sandbox; ONCE=1: one message th
 	@tools/setup run
 	@exec $(BIN)/relayctl up $(if $(ONCE),--once)
 
-test: setup tools ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: setup tools ## all tests, two files at a time (most wait); JOBS=0: one, in this process
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: setup ## format, lint, types, floors
 	$(BIN)/ruff format --check .

@@ -40,9 +40,11 @@ def test_levels_stay_within_a_quantum(weights: list[int], quanta: list[int]) -> 
             served[turn[0]] = served.get(turn[0], 0.0) + quantum
     assert all(served.get(address, 0.0) == 0.0 for address, weight in sources if weight == 0)
     levels = [served.get(address, 0.0) / weight for address, weight in sources if weight]
-    assert max(levels, default=0.0) - min(levels, default=0.0) <= max(quanta) / min(
-        (w for w in weights if w), default=1
+    apart, most = (
+        max(levels, default=0.0) - min(levels, default=0.0),
+        max(quanta) / min(filter(None, weights), default=1),
     )
+    assert apart <= most or apart == pytest.approx(most)  # thirds are not exact
 
 
 def test_long_run_shares_follow_weights() -> None:
