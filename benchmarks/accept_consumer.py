@@ -120,6 +120,8 @@ def play(world: Relay, database: str, messages: int, kills: int, seed: int, *, a
             if number == kills // 3:
                 _restart_server(world)
             if number == kills * 2 // 3 and archive:
+                load.wait()
+                load = Load(client, messages // 3)  # enough that the stream is trimmed, however fast the machine
                 found.behind = await_that(lambda: _ask(world, _trimmed_behind), 90) >= 0
             processor.start()
         load.wait()
