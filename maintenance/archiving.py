@@ -280,9 +280,7 @@ class Archiving:
         """A stream that lies behind its archive (its server was restored or begun anew, its clock set back) goes on behind
         it: ids below would count as archived."""
         if await reel.shard.command("EXISTS", reel.shard.events):
-            answer = await reel.shard.command("XINFO", "STREAM", reel.shard.events)
-            last = dict(zip(answer[::2], answer[1::2], strict=True))[b"last-generated-id"].decode()
-            if ids.parse(last) < ids.parse(reel.archived):
+            if ids.parse(await last_id(reel.shard)) < ids.parse(reel.archived):
                 await reel.shard.command("XSETID", reel.shard.events, reel.archived)
         elif ids.parse(reel.archived)[0] >= await reel.shard.time() * 1000:
             place = ids.text(ids.following(ids.parse(reel.archived)))

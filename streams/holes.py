@@ -7,7 +7,6 @@ Kept in shard 0's hash ``archived``: shard number → stream id of the last entr
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from mailqueue.scripts import Shard
 from mailqueue.trimming import trimmed_to
 from streams import ids
 from streams.archive import Archive
+from streams.positions import clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Hole:
 
     @property
     def text(self) -> str:
-        since = "all" if self.after == "0-0" else f"{self.after} ({_clock(self.after)})"
-        return f"shard {self.shard}: {since} to {self.to} ({_clock(self.to)})"
+        since = "all" if self.after == "0-0" else _told(self.after)
+        return f"shard {self.shard}: {since} to {_told(self.to)}"
 
 
-def _clock(place: str) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ids.parse(place)[0] / 1000))
+def _told(place: str) -> str:
+    return f"{place} ({clock(place)})"
 
 
 async def archived(first: Shard) -> dict[int, str]:

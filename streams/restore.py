@@ -26,7 +26,7 @@ from mailqueue.worker import pack_state, unpack_state
 from streams import ids
 from streams.archive import Archive
 from streams.fates import FINAL, Accepted, Fate, Fates, is_open
-from streams.positions import FRESH
+from streams.positions import FRESH, clock
 from streams.segment import SegmentDamaged
 from streams.starts import last_id
 from streams.usage import Usage, spend
@@ -87,24 +87,24 @@ async def gaps(
         copied = ids.parse(await last_id(shard))
         oldest = ids.parse(await asyncio.to_thread(archive.oldest, shard.number))
         newest = ids.parse(await asyncio.to_thread(archive.newest, shard.number))
-        name, made = f"shard {shard.number}", _clock(copied)
+        name, made = f"shard {shard.number}", clock(ids.text(copied))
         if newest == ids.NONE and copied <= FIRST:
             continue  # nothing has ever happened there
         if newest == ids.NONE:
             found.append(f"{name}: the archive is empty")
         elif oldest > copied:
-            found.append(f"{name}: the archive begins at {_clock(oldest)}, after the copy's last event ({made})")
+            found.append(
+                f"{name}: the archive begins at {clock(ids.text(oldest))}, after the copy's last event ({made})"
+            )
         elif newest < copied:
-            found.append(f"{name}: the archive ends at {_clock(newest)}, before the copy's last event ({made})")
+            found.append(
+                f"{name}: the archive ends at {clock(ids.text(newest))}, before the copy's last event ({made})"
+            )
         days = (now - copied[0]) / 86_400_000
         for kind in sorted(FINAL | {"received", "unknown", "late"}):
             if 0 < days_by_kind.get(kind, 0) < days:
                 found.append(f"{name}: events {kind} are kept {days_by_kind[kind]} days, the copy is older")
     return found
-
-
-def _clock(place: ids.StreamId) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(place[0] / 1000))
 
 
 async def known_since(source: Sequence[Shard], archive: Archive | None, copied: Collection[str], usage: Usage) -> Fates:

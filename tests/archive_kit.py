@@ -81,6 +81,14 @@ async def numbers(shards: Sequence[Shard], archive: Any) -> dict[int, list[int]]
     return found
 
 
+def value(registry: Any, name: str) -> float:
+    return float(registry.get_sample_value(name) or 0.0)
+
+
+async def holds(condition: Any) -> bool:
+    return bool(condition())
+
+
 async def main(url: str, directory: str, shards: str) -> None:
     async with opened(url, shards=int(shards)) as queue:
         work, _ = archiver(queue, Path(directory))
