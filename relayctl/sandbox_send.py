@@ -16,6 +16,7 @@ from relayctl.sandbox_link import HERE, DirectoryOption, account, refuse
 
 PER_CONNECTION = 1000
 SECONDS = 60.0
+TAKEN = 250
 
 
 def send(
@@ -32,9 +33,11 @@ def send(
     where = account(directory)
     made = (message(where, each, subject, campaign, urgent) for each in addresses(recipients, count))
     try:
-        taken, last = submit(where, directory, made)
+        taken, last, ended = submit(where, directory, made)
     except (smtplib.SMTPException, OSError) as error:
         refuse(f"the relay did not take it: {error}")
+    if not ended:
+        refuse(f"the relay did not take it: {last} ({taken} taken before)")
     typer.echo(f"{taken} taken, the last one: {last}")
 
 
@@ -60,8 +63,10 @@ def message(where: dict[str, Any], recipient: str, subject: str, campaign: str, 
     return made
 
 
-def submit(where: dict[str, Any], directory: Path, messages: Iterator[EmailMessage]) -> tuple[int, str]:
-    """(how many were taken, the last reply); SMTPException or OSError ends it."""
+def submit(where: dict[str, Any], directory: Path, messages: Iterator[EmailMessage]) -> tuple[int, str, bool]:
+    """(how many were taken, the last reply, whether all were); ends at the first that is refused.
+
+    SMTPException or OSError: no session, or its end."""
     taken, said = 0, ""
     (door,) = where["submission"]
     trusting = ssl.create_default_context(cafile=str(directory / "certificate.pem"))
@@ -74,14 +79,25 @@ def submit(where: dict[str, Any], directory: Path, messages: Iterator[EmailMessa
                 client = smtplib.SMTP(door["address"], door["port"], timeout=SECONDS)
                 client.starttls(context=trusting)
                 client.login(where["account"]["user"], where["account"]["password"])
-            client.mail(where["account"]["sender"])
-            client.rcpt(made["To"])
-            code, reply = client.data(made.as_bytes())
+            code, reply = transaction(client, where["account"]["sender"], made)
             said = f"{code} {reply.decode('utf-8', 'replace')}"
-            if code != 250:
-                raise smtplib.SMTPResponseException(code, reply)
+            if code != TAKEN:
+                return taken, said, False
             taken += 1
     finally:
         if client is not None:
             client.close()
-    return taken, said
+    return taken, said, True
+
+
+def transaction(client: smtplib.SMTP, sender: str, made: EmailMessage) -> tuple[int, bytes]:
+    """The reply that decided: that of the dot, or the first refusal before it."""
+    code, reply = client.mail(sender)
+    if code == TAKEN:
+        code, reply = client.rcpt(made["To"])
+    if code != TAKEN:
+        return code, reply
+    try:
+        return client.data(made.as_bytes())
+    except smtplib.SMTPDataError as error:
+        return error.smtp_code, error.smtp_error if isinstance(error.smtp_error, bytes) else error.smtp_error.encode()

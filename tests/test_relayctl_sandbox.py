@@ -74,6 +74,8 @@ def test_late_bounces_end_to_end(tmp_path: Path, house: House) -> None:
     with running(tmp_path / "var", "--scenario", "late-bounces") as up:
         sent = ["a@gob.test", "b@uni.edu.pe.test", "c@bodega.com.pe.test", "unknown+d@gmail.test", "e@many.test"]
         assert house.run("sandbox", "send", *sent).startswith("5 taken, the last one: 250 2.0.0 queued as ")
+        said = house.run("sandbox", "send", "f@outlook.test", "x" * 65 + "@gob.test", "g@gob.test", code=1)
+        assert said.startswith("the relay did not take it: 5") and said.endswith("(1 taken before)\n")
         house.until(lambda: sum(event["kind"] == "returned" for event in house.events()) == 3)
         check_what_came_back(house)
         check_mail(house)
