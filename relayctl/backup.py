@@ -26,7 +26,7 @@ from mailqueue.queue import Queue
 from mailqueue.server import info_map
 from relayctl.audit import audited, record
 from relayctl.config import PathOption, load_or_exit
-from relayctl.queue import JsonOption, on_queue, print_json
+from relayctl.queue import JsonOption, app, on_queue, print_json
 from relayctl.scratch import loaded as scratch
 from streams.archive import Archive
 from streams.restore import Origin, Report, SegmentDamaged, gaps
@@ -47,6 +47,7 @@ ONLY_HOLD = (
 )
 
 
+@app.command()
 def backup(
     file: File,
     verify: Annotated[bool, typer.Option("--verify", help="Read FILE and check it whole; take no copy.")] = False,
@@ -71,6 +72,7 @@ def backup(
     on_queue(loaded, work)
 
 
+@app.command()
 def restore(
     file: File,
     hold: Annotated[

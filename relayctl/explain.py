@@ -21,13 +21,14 @@ from relayctl.config import PathOption, load_or_exit
 from relayctl.explain_facts import Facts, Witness
 from relayctl.explain_past import ended, outcome, past
 from relayctl.explain_words import Explained, explained, replies, reply
-from relayctl.queue import JsonOption, on_queue, print_json
+from relayctl.queue import JsonOption, app, on_queue, print_json
 from relayctl.queue_list import plain_row
 from relayctl.sheets import age, clock
 
 MOST = 200  # recipients that are explained one by one
 
 
+@app.command()
 def explain(
     id: Annotated[str, typer.Argument(metavar="[ID]", help="Message id, as in `250 queued as`.")] = "",
     recipient: Annotated[
@@ -50,11 +51,6 @@ def explain(
     except OSError as error:  # the certificate of a route's authority
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-
-
-def mount(root: typer.Typer, queue: typer.Typer) -> None:
-    root.command()(explain)
-    queue.command()(explain)
 
 
 @dataclass(frozen=True, slots=True)

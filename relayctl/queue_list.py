@@ -17,17 +17,15 @@ from mailqueue.message import born
 from mailqueue.queue import Queue
 from mailqueue.selection import HELD, QUEUED, Selection
 from relayctl.config import PathOption, load_or_exit
-from relayctl.queue import JsonOption, _console, on_queue, print_json
+from relayctl.queue import JsonOption, _console, app, on_queue, print_json
 from relayctl.queue_select import known, selecting
 from relayctl.sheets import age, clock
 
 _PLACE = re.compile(r"([0-9a-z]{1,40})/(\d{1,5})")
 
 
-def mount(queue: typer.Typer) -> None:
-    queue.command("list")(selecting(list_))
-
-
+@app.command("list")
+@selecting
 def list_(
     selection: Selection,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="So many at most.")] = 50,

@@ -29,7 +29,7 @@ from relayctl.asking import interruptible
 from relayctl.audit import actor, audited, record
 from relayctl.config import PathOption, load_or_exit
 from relayctl.progress import progress
-from relayctl.queue import JsonOption, Reason, _console, on_queue, print_json, said
+from relayctl.queue import JsonOption, Reason, _console, app, on_queue, print_json, said
 from relayctl.queue_list import plain_row, table_of
 from relayctl.queue_select import known, selecting
 from relayctl.spans import span
@@ -78,11 +78,8 @@ _NAMES = {
 }
 
 
-def mount(queue: typer.Typer) -> None:
-    for verb in (hold, release, retry, bounce, remove):
-        queue.command()(selecting(verb))
-
-
+@app.command()
+@selecting
 def hold(
     selection: Selection,
     reason: Reason,
@@ -98,6 +95,8 @@ def hold(
     _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
+@app.command()
+@selecting
 def release(
     selection: Selection,
     reason: Reason,
@@ -113,6 +112,8 @@ def release(
     _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
+@app.command()
+@selecting
 def retry(
     selection: Selection,
     reason: Reason,
@@ -128,6 +129,8 @@ def retry(
     _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
+@app.command()
+@selecting
 def bounce(
     selection: Selection,
     reason: Reason,
@@ -145,6 +148,8 @@ def bounce(
     _carry_out(Order(withdrawal, selection, all_, dry_run, patience(wait), yes, json, config))
 
 
+@app.command()
+@selecting
 def remove(
     selection: Selection,
     reason: Reason,

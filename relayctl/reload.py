@@ -25,7 +25,7 @@ from mailqueue.processes import Process, present
 from mailqueue.queue import Queue
 from mailqueue.scripts import Shard
 from relayctl.audit import Why, audited, record
-from relayctl.config import PathOption, load_or_exit, say
+from relayctl.config import PathOption, app, load_or_exit, say
 from relayctl.queue import JsonOption, on_queue, print_json
 
 LOOK_EVERY_SECONDS = 0.1
@@ -44,6 +44,7 @@ class Follower:
     changes: Mapping[str, str] = field(default_factory=dict)
 
 
+@app.command()
 def reload(
     reason: Why = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the processes.")] = 30.0,
