@@ -36,6 +36,11 @@ def message(*recipients: str, content: bytes = b"Subject: hola\r\n\r\ntexto\r\n"
     return Message(Envelope(**{**facts, **changes}), content)
 
 
+def id_in(shard: int, shards: int) -> str:
+    """An id of a message that lies in this shard of so many."""
+    return next(one for one in iter(new_id, "") if keys.shard_of(one, shards) == shard)
+
+
 @asynccontextmanager
 async def opened(url: str, **settings: Any) -> AsyncIterator[Queue]:
     queue = await Queue.open(QueueSettings(url=url, **settings), "test", patience=5)

@@ -26,7 +26,7 @@ from maintenance.progress import Finding, Patience, Progress
 from maintenance.reach import Reach
 from maintenance.tail import Said, Tail
 from maintenance.watch import Watch
-from tests.queue_kit import claim_all, events, eventually, message, now_ms, opened, working
+from tests.queue_kit import claim_all, events, eventually, id_in, message, now_ms, opened, working
 
 RULES = """\
 [default]
@@ -210,8 +210,8 @@ def test_mail_that_is_due_and_does_not_move(shared_redis: Any) -> None:
         async with opened(shared_redis.url, shards=2) as queue:
             post = Post(queue)
             assert await post.look() == set()
-            for _ in range(8):
-                await queue.put(message("a@nobody.test"))
+            for shard in (0, 1):
+                await queue.put(message("a@nobody.test", id=id_in(shard, 2)))
             assert await post.look() == {"no-progress"}
             assert (post.registry.get_sample_value("tambo_oldest_due_seconds", {"class": "bulk"}) or 0) > 0
             async with working(queue) as worker, working(queue, 1) as other:

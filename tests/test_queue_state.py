@@ -30,7 +30,7 @@ from mailqueue.scripts import Shard
 from mailqueue.server import inspect_server
 from mailqueue.worker import Claimed, ClaimRequest, Settlement, Ticket, Worker
 from mailqueue.writer import Void, Writer, marker, prepare
-from tests.queue_kit import DAY, claim_all, is_empty, message, now_ms, opened, working
+from tests.queue_kit import DAY, claim_all, id_in, is_empty, message, now_ms, opened, working
 from tests.queue_kit import events as events_of
 
 ALL = {"emergency": 100, "transactional": 100, "bulk": 100}
@@ -504,10 +504,8 @@ class QueueMachine(RuleBasedStateMachine):
                 assert notice.message is not None
                 dsns = []
                 if dsn:
-                    sent = message("r@x.test", reverse_path="", account="a")
-                    while keys.shard_of(sent.envelope.id, self.shards) != number:
-                        sent = message("r@x.test", reverse_path="", account="a")
-                    dsns = [sent]
+                    where = id_in(number, self.shards)
+                    dsns = [message("r@x.test", id=where, reverse_path="", account="a")]
                 assert self.do(reaper.notified(notice, [prepare(one, Encoder()) for one in dsns]))
                 self.said.update(notice.records)
                 for one in dsns:
