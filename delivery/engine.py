@@ -25,10 +25,12 @@ from config.settings import DeliverySettings
 from delivery.attempt import Judge
 from delivery.away import Absences
 from delivery.doors import Doors
+from delivery.lines import now
 from delivery.live import figures
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, unroutable
 from delivery.pool import Source, pools_of
+from delivery.rests import Rests
 from delivery.router import Route, Router
 from delivery.site import Held, Site
 from delivery.stops import SourceStops
@@ -66,6 +68,7 @@ class Engine:
         self._workers = workers
         self._router = router
         self._sites: dict[tuple[str, str], Site] = {}
+        self.rests = Rests()
         self._stops = SourceStops()
         self._starved: set[Site] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -391,7 +394,7 @@ class Engine:
 
     def live(self) -> dict[str, object]:
         """For who looks at all processes at once."""
-        said = figures(self._sites.values(), self._pools, self.metrics.paces)
+        said = figures(self._sites.values(), self._pools, self.metrics.paces, self.rests.left(now()))
         return said | {"sessions": self._sessions, "in_flight": self._in_flight}
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, Via, at_site, lost
 from delivery.pool import Source, sessions_worth_having, usable
 from delivery.reply import Phase
+from delivery.rests import Rests
 from delivery.router import Route
 from delivery.tls import TlsMode
 from ipreputation.choose import levelled, order
@@ -45,15 +46,16 @@ class Line:
     busy: bool = False
     worked: bool = False  # the peer has answered a command of a transaction
     given: int = 0  # transactions handed to it
+    finished: bool = False
 
     @property
     def left(self) -> int:
         """Transactions it may still carry."""
-        return self.lease.limits.per_connection - self.given if self.session.alive else 0
+        return self.lease.limits.per_connection - self.given if self.session.alive and not self.finished else 0
 
     def finish(self) -> None:
         """No more transactions; one under way may end, for a cut after the final dot makes duplicates."""
-        self.given = self.lease.limits.per_connection
+        self.finished = True
 
 
 class Ground(Protocol):
@@ -62,6 +64,7 @@ class Ground(Protocol):
     store: LimitStore
     doors: Doors
     metrics: DeliveryMetrics
+    rests: Rests
     idle_seconds: float
     stopping: bool
 
@@ -100,7 +103,6 @@ class Lines:
         self._waiting = waiting
         self._open: list[Line] = []
         self._served: dict[str, float] = {}  # transactions by source
-        self._resting: dict[str, float] = {}  # source → until
         self._limits: dict[str, Limits] = {}
         self._renewals = 0
         self._paused_until = 0.0
@@ -145,10 +147,6 @@ class Lines:
     def sources_open(self) -> list[str]:
         """One for each session."""
         return [line.source.address for line in self._open]
-
-    def sources_resting(self) -> dict[str, float]:
-        """Seconds left, by address."""
-        return {address: until - now() for address, until in self._resting.items() if until > now()}
 
     # ── opening ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -195,7 +193,7 @@ class Lines:
 
     def _usable(self, route: Route, stopped: Collection[str]) -> list[Source]:
         versions = {6 if ":" in address else 4 for host in route.hosts for address in host.addresses}
-        return usable(self.sources, versions, self._resting, now(), stopped)
+        return usable(self.sources, versions, self._ground.rests.at(self._name, now()), stopped)
 
     def _candidates(self, route: Route) -> list[tuple[str, Limits]]:
         """Sources by how few sessions they have here, then by how little they have sent."""
@@ -221,11 +219,14 @@ class Lines:
         if self._usable(route, ()):
             self._halted()
             return
-        rest = [until for until in self._resting.values() if until > now()]
+        rests = self._ground.rests
+        rest = rests.at(self._name, now()).values()
         if self._open or self.opening:
             self.connect_after = min(rest, default=now() + PAUSE_SECONDS)
             return
-        why = "every source of the pool is refused here for now" if rest else "no source of the pool may send here"
+        why = "no source of the pool may send here"
+        if rest:
+            why = f"every source of the pool is refused here for now, the last one with: {rests.why(self._name)}"
         await self._failed(at_site(lost(Phase.CONNECT, why)))
 
     async def _establish(self, lease: Lease, source: Source, route: Route) -> None:
@@ -266,11 +267,17 @@ class Lines:
             await self._failed(refusal.outcome)
 
     def rest(self, source: Source, why: str, kind: str = "reply") -> None:
-        """The source opens no session here for a while."""
+        """The source opens no session here for a while; those it has end with the transaction under way."""
         seconds = REST_SECONDS.get(kind, 60.0)
-        self._resting[source.address] = now() + seconds
+        self._ground.rests.note(self._name, source.address, now() + seconds, now(), why)
+        for line in self._open:
+            if line.source.address == source.address:
+                line.finish()
         self._ground.metrics.source_refused(self.rule.name, source.address)
         log.warning("source rests", source=source.address, site=self._name, seconds=seconds, why=why)
+
+    def rests(self, source: Source) -> bool:
+        return self._ground.rests.rests(self._name, source.address, now())
 
     def freed(self) -> None:
         """A limit has room; a slot of a session that came to nothing is no reason to knock again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 from delivery.pool import Source
 from delivery.site import Site
@@ -13,18 +14,17 @@ MOST_SOURCES = 500
 MOST_RESTS = 100  # sites
 
 
-def figures(sites: Iterable[Site], pools: Mapping[str, Sequence[Source]], paces: Paces) -> dict[str, object]:
+def figures(
+    sites: Iterable[Site],
+    pools: Mapping[str, Sequence[Source]],
+    paces: Paces,
+    rests: Mapping[str, Mapping[str, float]],
+) -> dict[str, object]:
     """Recipients a second by what became of them; of each source the open sessions, the sites where it rests and what it
     delivered a second, and how many seconds it still rests at which site; of each provider what it took a second."""
     rates = paces.rates()
-    sessions, resting = Counter[str](), Counter[str]()
-    rests: dict[str, dict[str, int]] = {}
-    for site in sites:
-        sessions.update(site.lines.sources_open())
-        here = site.lines.sources_resting()
-        resting.update(here.keys())
-        if here and len(rests) < MOST_RESTS:
-            rests[site.name] = {address: round(left) for address, left in here.items()}
+    sessions = Counter(address for site in sites for address in site.lines.sources_open())
+    resting = Counter(address for here in rests.values() for address in here)
     known = {source.address for pool in pools.values() for source in pool}
     return {
         "rates": {name: rate for name, rate in rates.items() if isinstance(name, str)},
@@ -32,6 +32,9 @@ def figures(sites: Iterable[Site], pools: Mapping[str, Sequence[Source]], paces:
             one: [sessions[one], resting[one], rates.get(("source", one), (0.0, 0.0))[0]]
             for one in sorted(known | sessions.keys())[:MOST_SOURCES]
         },
-        "rests": rests,
+        "rests": {
+            site: {address: round(left) for address, left in here.items()}
+            for site, here in islice(rests.items(), MOST_RESTS)
+        },
         "providers": {name[1]: rate[0] for name, rate in rates.items() if name[0] == "provider"},
     }

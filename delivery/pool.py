@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from config.addresses import expand
@@ -53,8 +53,7 @@ def sessions_worth_having(demand: int, most: int) -> int:
 def usable(
     sources: Sequence[Source],
     versions: Collection[int],
-    resting: Mapping[str, float],
-    now: float,
+    resting: Collection[str],
     stopped: Collection[str],
 ) -> list[Source]:
     """Sources that may open a session now: an address of a family that the next hops have, not turned off (weight 0),
@@ -64,6 +63,6 @@ def usable(
         for source in sources
         if source.weight > 0
         and (not source.address or source.version in versions)
-        and resting.get(source.address, 0.0) <= now
+        and source.address not in resting
         and source.address not in stopped
     ]

@@ -265,18 +265,18 @@ class Site:
             await self._floor.store.give_back(unused)
 
     async def _send(self, line: Line, chain: Sequence[Parcel]) -> None:
-        """One session's chain of transactions."""
+        """One session's chain of transactions. A reply that blames the source ends it: insisting makes a block longer."""
         session = line.session
         via = Via(f"{session.host} [{session.address}]", line.source.address, session.tls)
-        blamed: Outcome | None = None
-        for parcel in chain:
-            if not session.alive or self._floor.stopping or line.source.address in self._floor.stopped_sources:
+        for parcel in chain:  # another session may have heard that our address is not wanted
+            over = self.lines.rests(line.source) or line.source.address in self._floor.stopped_sources
+            if over or not session.alive or self._floor.stopping:
                 self._return(parcel)
                 line.given -= 1
                 continue
-            blamed = await self._transact(line, parcel, via) or blamed
-        if blamed is not None and not session.alive:
-            self.lines.rest(line.source, blamed.diagnostic)
+            blamed = await self._transact(line, parcel, via)
+            if blamed is not None and (self.route.smarthost is None or not session.alive):
+                self.lines.rest(line.source, blamed.diagnostic)
         self.lines.done(line)
         self.wake()
 
@@ -306,8 +306,6 @@ class Site:
             self._floor.settle(parcel.worker, settlement)
             if outcome.another_source:
                 blamed = outcome
-        if blamed is not None:
-            self._floor.metrics.source_refused(provider, line.source.address)
         return blamed
 
     def _return(self, parcel: Parcel) -> None:

@@ -16,13 +16,11 @@ from typer.testing import CliRunner
 
 from config.load import Loaded
 from config.settings import RouteSettings, Settings
-from delivery.live import figures
 from delivery.routes import Routes
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import LimitStore
 from mailqueue import scripts
 from mailqueue.message import State
-from mailqueue.paces import Paces
 from mailqueue.processes import Process
 from mailqueue.queue import Queue
 from mailqueue.selection import Selection
@@ -140,7 +138,7 @@ def test_what_waits_for_a_pace(play: Any) -> None:
         assert {one["kind"] for one in row["limits"]} == {"connections", "opening", "messages"}
         (site,) = [site for site in it.engine._sites.values() if site.name == "google"]
         site.lines.rest(site.lines.sources[0], "554 5.7.1 blocked")
-        assert figures([site], {}, Paces())["rests"] == {"google": {"127.0.1.1": 600}}
+        assert it.engine.live()["rests"] == {"google": {"127.0.1.1": 600}}
 
     play(story, rules=RULES, pools=ONE_SOURCE)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from delivery.lines import Lines
 from delivery.pool import Source
+from delivery.rests import Rests
 from delivery.router import Host, Route
 from delivery.site import Site
 from ipreputation.store import Granted, Lease, Wait
@@ -39,6 +40,7 @@ def test_a_reload_while_slots_are_asked_for_loses_none() -> None:
         stopped_sources=(),
         idle_seconds=5.0,
         free_sessions=lambda: 5,
+        rests=Rests(),
         session_opened=nothing,
     )
     lines = Lines(
@@ -80,6 +82,7 @@ def test_a_wait_that_is_over_before_the_site_sleeps_is_not_slept_through() -> No
             idle_seconds=5.0,
             recipients=1,
             free_sessions=lambda: 5,
+            rests=Rests(),
             metrics=SimpleNamespace(limited=SimpleNamespace(labels=lambda _name: SimpleNamespace(inc=late))),
         )
         route = Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))

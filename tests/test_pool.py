@@ -47,7 +47,6 @@ def test_without_pools_the_kernel_chooses() -> None:
 def test_usable_sources() -> None:
     four, six, any_ = Source("127.0.1.1", "a"), Source("::1", "b"), Source("", "c")
     everyone = (four, six, any_)
-    assert usable(everyone, {4}, {}, 0.0, ()) == [four, any_]
-    assert usable(everyone, {4, 6}, {"127.0.1.1": 5.0}, 4.9, ()) == [six, any_]
-    assert usable(everyone, {4, 6}, {"127.0.1.1": 5.0}, 5.0, ()) == [four, six, any_]
-    assert usable(everyone, {4, 6}, {}, 0.0, {"::1"}) == [four, any_]
+    assert usable(everyone, {4}, (), ()) == [four, any_]
+    assert usable(everyone, {4, 6}, {"127.0.1.1": 5.0}, ()) == [six, any_]
+    assert usable(everyone, {4, 6}, (), {"::1"}) == [four, any_]
