@@ -24,16 +24,22 @@ def send(
     count: Annotated[
         int, typer.Option(min=1, max=100_000, help="Messages each; from 2 on the address is numbered.")
     ] = 1,
+    sender: Annotated[str, typer.Option("--from", metavar="ADDRESS", help="Default: the one of endpoints.json.")] = "",
     subject: Annotated[str, typer.Option()] = "A message",
     campaign: Annotated[str, typer.Option()] = "",
     urgent: Annotated[bool, typer.Option("--urgent", help="Class transactional, which goes before bulk.")] = False,
     directory: DirectoryOption = HERE,
 ) -> None:
-    """Submit messages, one a recipient, and say what the relay answered."""
+    """Submit messages, one a recipient, and say what the relay answered; exit 1 at the first that is refused."""
     where = account(directory)
+    if sender:
+        (valid,) = addresses([sender], 1)
+        where["account"]["sender"] = valid
     made = (message(where, each, subject, campaign, urgent) for each in addresses(recipients, count))
     try:
         taken, last, ended = submit(where, directory, made)
+    except smtplib.SMTPResponseException as error:  # at the greeting, or the login's
+        refuse(f"the relay did not take it: {spelled(error.smtp_code, error.smtp_error)}")
     except (smtplib.SMTPException, OSError) as error:
         refuse(f"the relay did not take it: {error}")
     if not ended:
@@ -80,7 +86,7 @@ def submit(where: dict[str, Any], directory: Path, messages: Iterator[EmailMessa
                 client.starttls(context=trusting)
                 client.login(where["account"]["user"], where["account"]["password"])
             code, reply = transaction(client, where["account"]["sender"], made)
-            said = f"{code} {reply.decode('utf-8', 'replace')}"
+            said = spelled(code, reply)
             if code != TAKEN:
                 return taken, said, False
             taken += 1
@@ -101,3 +107,7 @@ def transaction(client: smtplib.SMTP, sender: str, made: EmailMessage) -> tuple[
         return client.data(made.as_bytes())
     except smtplib.SMTPDataError as error:
         return error.smtp_code, error.smtp_error if isinstance(error.smtp_error, bytes) else error.smtp_error.encode()
+
+
+def spelled(code: int, reply: bytes | str) -> str:
+    return f"{code} {reply.decode('utf-8', 'replace') if isinstance(reply, bytes) else reply}"

@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from benchmarks.alert_rules import rules
+from benchmarks.drills import Drill, Line, drills, line
 from relayctl.main import app
 from tests.conftest import REPOSITORY
 
@@ -40,15 +41,12 @@ def test_every_alert_has_its_section_and_every_section_its_alert(page: Path) -> 
 @both
 def test_a_section_says_all_there_is_to_know(page: Path) -> None:
     labels = LABELS[str(page.relative_to(REPOSITORY / "docs"))]
-    drills = 0
     for alert, text in sections(page).items():
         for label in labels[:-1]:
             assert f"**{label}**" in text, (alert, label)
-        drills += f"**{labels[-1]}**" in text
         severities = {rule.severity for rule in rules() if rule.alert == alert}
         head = text.partition("\n")[0]
         assert severities == set(re.findall(r"page|ticket", head)), (alert, head)
-    assert drills >= 10
 
 
 def test_the_runbook_of_an_alert_is_its_section() -> None:
@@ -73,6 +71,28 @@ def test_every_command_exists(page: Path) -> None:
                 break  # the rest is an argument
             assert word in verbs, f"relayctl {words}"
             group = verbs[word]
+
+
+def test_drills_are_the_same_in_both_languages() -> None:
+    """What is typed, what comes of it, and how soon; benchmarks/accept_handbook.py plays them."""
+    one, other = map(drills, PAGES)
+    assert one == other
+    assert len(one) == sum("**Drill**" in text for text in sections(PAGES[0]).values()) >= 18
+
+
+@pytest.mark.parametrize("drill", drills(PAGES[0]), ids=lambda drill: drill.alert)
+def test_a_drill_begins_and_ends(drill: Drill) -> None:
+    said = [line.when for line in drill.lines if line.when]
+    assert said in (["rings", "ends"], ["fires", "ends"]) or (not said and any(line.refused for line in drill.lines))
+    assert bool(drill.alarm) == ("rings" in said), "an alarm with a name rings, an alert without one fires"
+
+
+def test_what_stands_behind_a_command() -> None:
+    assert line("a b; c      # rings within 90 s: x") == Line("a b; c", "rings", 90)
+    assert line("a           # termina sola en 12 min: y") == Line("a", "ends", 720)
+    assert line("a           # refused: 452") == Line("a", refused="452")
+    assert line("# ends within 2 min by itself") == Line("", "ends", 120)
+    assert line("printf 'a#b'  # within the hour") == Line("printf 'a#b'")
 
 
 def test_both_pages_have_the_same_commands() -> None:
