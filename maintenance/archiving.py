@@ -141,7 +141,7 @@ class Archiving:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(RETRY_SECONDS if self._stuck else self._pause):
                             await stop.wait()
-            if self._leads:
+            if self._leads or self._stuck:  # what kept it may be over
                 await self._try(self._finish)
         finally:
             telling.cancel()
@@ -313,6 +313,8 @@ class Archiving:
 
     async def _finish(self) -> bool:
         """All that there is now goes to disk, so that a server that is lost after a stop in order takes no event along."""
+        if not await self._may_write():
+            return False
         for reel in self._reels:
             last = ids.parse(await last_id(reel.shard))
             while ids.parse(reel.read) < last:

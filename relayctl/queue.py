@@ -51,9 +51,12 @@ Reason = Annotated[str, typer.Option(help="Why; it stands in the events.")]
 
 
 def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
-    """Opens the configured queue, works, closes; what queue or archive can't do goes to standard error, exit 1. Log lines
-    go there, too: standard output is the command's answer."""
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    """Opens the configured queue, works, closes; what queue or archive can't do goes to standard error, exit 1. So do
+    warnings; what went well is the command's own answer, on standard output."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
 
     async def session() -> None:
         settings = loaded.settings

@@ -16,6 +16,7 @@ from mailqueue.alarms import raised
 from mailqueue.events import Event
 from streams import holes
 from streams.archive import Archive
+from streams.starts import last_id
 from tests.archive_kit import add, archiver, archiving, holds, length, numbers, value
 from tests.queue_kit import eventually, opened
 
@@ -49,6 +50,28 @@ def test_an_archive_that_is_not_mounted_is_not_begun_anew(
                 await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") >= 1000))
                 await eventually(lambda: said(shard, ""))
             assert await numbers(queue.shards, archive) == {0: list(range(4000)), 1: []}
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_is_back_just_before_the_stop_gets_all(shared_redis: Any, tmp_path: Path) -> None:
+    """It is tried again at the stop, whenever it would have been."""
+
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue:
+            shard = queue.shards[0]
+            directory = tmp_path / "a"
+            for name in ("disk", "mount point"):
+                (tmp_path / name).mkdir()
+            leads_to(directory, "disk")
+            async with archiving(queue, directory) as facts:
+                await add(shard, 0, 100)
+                await eventually(lambda: holds(lambda: value(facts, "tambo_archived_entries_total") == 100))
+                leads_to(directory, "mount point")
+                await add(shard, 100, 100)
+                await eventually(lambda: said(shard, "shard 0: all to "))
+                leads_to(directory, "disk")
+            assert Archive(directory).newest(0) == await last_id(shard)
 
     asyncio.run(scenario())
 
