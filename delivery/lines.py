@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
@@ -26,6 +26,7 @@ from delivery.tls import TlsMode
 from ipreputation.choose import levelled, order
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import Lease, LimitStore
+from mailqueue.events import SOURCES_REST
 
 REST_SECONDS = {"reply": 600.0, "address_gone": 60.0}  # a source that a site refuses, or that is not there
 FIRST_SESSIONS = 2  # as long as none has been let in
@@ -219,15 +220,14 @@ class Lines:
         if self._usable(route, ()):
             self._halted()
             return
-        rests = self._ground.rests
-        rest = rests.at(self._name, now()).values()
+        rest = self._ground.rests.at(self._name, now()).values()
         if self._open or self.opening:
             self.connect_after = min(rest, default=now() + PAUSE_SECONDS)
             return
-        why = "no source of the pool may send here"
-        if rest:
-            why = f"every source of the pool is refused here for now, the last one with: {rests.why(self._name)}"
-        await self._failed(at_site(lost(Phase.CONNECT, why)))
+        said = self._ground.rests.why(self._name) if rest else ""
+        why = "every source of the pool rests here for now" if rest else "no source of the pool may send here"
+        outcome = at_site(lost(Phase.CONNECT, f"{why}; it said: {said}" if said else why))
+        await self._failed(replace(outcome, rule=SOURCES_REST if said else ""))
 
     async def _establish(self, lease: Lease, source: Source, route: Route) -> None:
         line: Line | None = None
@@ -269,7 +269,7 @@ class Lines:
     def rest(self, source: Source, why: str, kind: str = "reply") -> None:
         """The source opens no session here for a while; those it has end with the transaction under way."""
         seconds = REST_SECONDS.get(kind, 60.0)
-        self._ground.rests.note(self._name, source.address, now() + seconds, now(), why)
+        self._ground.rests.note(self._name, source.address, now() + seconds, now(), why if kind == "reply" else "")
         for line in self._open:
             if line.source.address == source.address:
                 line.finish()

@@ -15,16 +15,18 @@ class Rests:
         self._why: dict[str, str] = {}
         self._tidied = 0.0
 
-    def note(self, site: str, source: str, until: float, now: float, why: str) -> None:
+    def note(self, site: str, source: str, until: float, now: float, why: str = "") -> None:
+        """``why``: the site's own words."""
         self._until.setdefault(site, {})[source] = until
-        self._why[site] = why
+        if why:
+            self._why[site] = why
         if now >= self._tidied + TIDY_SECONDS:
             self._tidied = now
             self._until = {name: left for name in self._until if (left := self.at(name, now))}
-            self._why = {name: self._why[name] for name in self._until}
+            self._why = {name: why for name, why in self._why.items() if name in self._until}
 
     def why(self, site: str) -> str:
-        """What the site said last of a source of ours."""
+        """What the site said last of a source of ours; "" where it has said nothing."""
         return self._why.get(site, "")
 
     def at(self, site: str, now: float) -> dict[str, float]:

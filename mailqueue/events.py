@@ -15,6 +15,7 @@ import orjson
 from mailqueue.message import QueueItem
 
 VERSION = 1
+SOURCES_REST = "sources-rest"  # reason of `deferred`: the site has lately refused every source that could send
 KINDS = (
     "received",
     "deferred",

@@ -6,6 +6,7 @@ does. Judged from the events alone. Old mail for dead hosts, which fails now and
 
 from __future__ import annotations
 
+from mailqueue.events import SOURCES_REST
 from maintenance.progress import SETTLED, Finding
 from maintenance.tail import Said
 
@@ -26,7 +27,8 @@ class Reach:
         if event.kind not in SETTLED:
             return
         self._seen = True
-        if event.kind != "deferred" or event.diagnostic_code.startswith("smtp;"):
+        answered = event.diagnostic_code.startswith("smtp;") or event.reason == SOURCES_REST
+        if event.kind != "deferred" or answered:
             self._failed.clear()
             self._provider, self._since = "", 0
             return

@@ -10,6 +10,7 @@ from unittest.mock import ANY
 import pytest
 import uvloop
 
+from mailqueue.events import SOURCES_REST
 from tests.delivery_kit import Rig, rig
 from tests.queue_kit import eventually, message
 
@@ -63,6 +64,22 @@ def test_a_blamed_source_rests_and_the_others_go_on(play: Any, behaviour: str) -
         await put(it, 10)
         await it.until({"delivered": 130})
         assert len(await it.events("deferred")) == len(deferred), "it rests though its site had ended meanwhile"
+
+    play(scenario, pools=POOL)
+
+
+def test_where_all_rest_the_destination_waits_and_says_why(play: Any) -> None:
+    async def scenario(it: Rig) -> None:
+        await it.sandbox.set_behaviour("gmail.test", "reputation-google")
+        await put(it, 40)
+        counts = await it.until({"suspended": 1})
+        (suspended, *_) = await it.events("suspended")
+        assert suspended.destination == "gmail.test"
+        assert suspended.reason.startswith("every source of the pool rests here for now; it said: 550 5.7.1 [127.0.1.")
+        (untried,) = [event for event in await it.events("deferred") if event.reason == SOURCES_REST]
+        assert untried.diagnostic_code == f"x-tambo; {suspended.reason}"
+        assert counts["deferred"] <= 13, "one for each session there was, and the one that says why"
+        assert not counts["bounced"] and not it.sandbox.ledger.receipts().by_source()
 
     play(scenario, pools=POOL)
 

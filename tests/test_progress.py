@@ -16,7 +16,7 @@ from ipreputation.limits import Ceiling, Limits, Pace
 from ipreputation.store import LimitStore
 from ipreputation.throttle import Rate
 from mailqueue import scripts
-from mailqueue.events import Event
+from mailqueue.events import SOURCES_REST, Event
 from mailqueue.overdue import Backlog, Overdue, overdue
 from mailqueue.queue import Queue
 from mailqueue.worker import Settlement
@@ -108,10 +108,11 @@ def failed(second: int, destination: str, provider: str = "default", attempt: in
         ([failed(0, "gmail.test", "google"), failed(200, "a.test", kind="delivered")], 1000, False),
         ([failed(0, "gmail.test", "google"), failed(200, "", kind="received")], 1000, True),
         ([failed(0, "gmail.test", "google")], 1501, False),
+        ([failed(0, "gmail.test", "google", reason=SOURCES_REST)], 300, False),
     ],
     ids=[
         *("nothing", "two-dead-hosts", "not-yet", "outage", "old-mail", "provider", "a-reply", "delivered", "received"),
-        "long-ago",
+        *("long-ago", "refused"),
     ],
 )
 def test_when_nobody_answers(said: list[Said], at: int, on: bool | None) -> None:

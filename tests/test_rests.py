@@ -6,12 +6,12 @@ from delivery.rests import TIDY_SECONDS, Rests
 def test_a_source_rests_at_its_site_until_its_time() -> None:
     rests = Rests()
     rests.note("google", "127.0.1.1", 700.0, 100.0, "421 4.7.28 unusual rate")
-    rests.note("google", "127.0.1.2", 160.0, 100.0, "no such address")
+    rests.note("google", "127.0.1.2", 160.0, 100.0, "")
     assert rests.rests("google", "127.0.1.1", 699.9) and not rests.rests("google", "127.0.1.1", 700.0)
     assert not rests.rests("yahoo", "127.0.1.1", 100.0)
     assert rests.at("google", 160.0) == {"127.0.1.1": 700.0}
     assert rests.left(200.0) == {"google": {"127.0.1.1": 500.0}}
-    assert rests.why("google") == "no such address" and rests.why("yahoo") == ""
+    assert rests.why("google") == "421 4.7.28 unusual rate" and rests.why("yahoo") == ""
 
 
 def test_what_is_over_is_forgotten() -> None:
