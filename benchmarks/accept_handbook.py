@@ -133,7 +133,7 @@ class Player:
 
     def _rings(self) -> bool:
         if self.drill.alarm == "queue-away":  # only maintenance knows
-            found = orjson.loads((self._directory / "var" / "endpoints.json").read_bytes())
+            found = orjson.loads((self._var / "endpoints.json").read_bytes())
             with urlopen(f"http://{found['metrics']['maintenance']}/metrics", timeout=5) as answer:
                 return b'tambo_alarm{name="queue-away"} 1.0' in answer.read()
         _, said = self._shell.type("relayctl alarms")
@@ -151,8 +151,8 @@ class Player:
 
     @contextlib.contextmanager
     def _up(self) -> Iterator[None]:
-        where = Path(self._shell.type("pwd")[1])
-        with (self._directory / "up.log").open("wb") as log, process(["relayctl", "up"], where, log) as up:
+        self._var = Path(self._shell.type("pwd")[1]) / "var"
+        with (self._directory / "up.log").open("wb") as log, process(UP.split(), self._var.parent, log) as up:
             text = self._directory / "up.log"
             if await_that(lambda: b"Ctrl-C" in text.read_bytes() or up.poll() is not None, 60.0) < 0 or up.poll():
                 raise Broken(f"relayctl up: {text.read_text()[-1500:]}")
@@ -160,8 +160,7 @@ class Player:
 
     @contextlib.contextmanager
     def _prometheus(self) -> Iterator[None]:
-        var = self._directory / "var"
-        command = ["prometheus", f"--config.file={var}/prometheus.yml", f"--storage.tsdb.path={var}/tsdb"]
+        command = ["prometheus", f"--config.file={self._var}/prometheus.yml", f"--storage.tsdb.path={self._var}/tsdb"]
         command.append(f"--web.listen-address=127.0.0.1:{self._port}")
         with (self._directory / "prometheus.log").open("wb") as log, process(command, self._directory, log):
             if await_that(self._scrapes, 60.0) < 0:

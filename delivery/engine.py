@@ -12,7 +12,6 @@ lost with it and costs nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,7 @@ from delivery.away import Absences
 from delivery.doors import Doors
 from delivery.lines import now
 from delivery.live import figures
+from delivery.load import Load
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, unroutable
 from delivery.pool import Source, pools_of
@@ -73,8 +73,8 @@ class Engine:
         self._starved: set[Site] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
-        self._routing = self._in_flight = self._bytes = self._sessions = 0
-        self._weights: dict[bytes, int] = {}  # item → its share of the bytes in flight
+        self._routing = 0
+        self._load = Load(settings)
         self._absences = absences
         self._suspensions = Suspensions(absences, workers, self)
         self._routes = router.routes
@@ -82,9 +82,11 @@ class Engine:
         self.configure(settings, providers)
 
     def configure(self, settings: DeliverySettings, providers: Providers) -> None:
-        """At start and on reload: new sites follow the new settings, open sessions end under the old ones. The
-        router's routes are replaced before."""
-        self._settings, self._providers = settings, providers
+        """At start and on reload: new sites follow the new settings, open sessions end under the old ones, and no source
+        rests any more. The router's routes are replaced before."""
+        self.rests.end()
+        self._settings = self._load.settings = settings
+        self._providers = providers
         self._pools: Mapping[str, tuple[Source, ...]] = pools_of(settings)
         self.metrics.note_pools(self._pools)
         self.idle_seconds = settings.timeouts.idle
@@ -115,7 +117,7 @@ class Engine:
     async def run(self) -> None:
         """Until stopped and drained."""
         for worker in self._workers:
-            worker.room = self._free_bytes
+            worker.room = self._load.free_bytes
             await worker.start(self._lease_lost)
         pulls = [asyncio.create_task(self._pull(worker)) for worker in self._workers]
         beat = asyncio.create_task(self._heartbeat())
@@ -145,7 +147,7 @@ class Engine:
             left = deadline - asyncio.get_running_loop().time()
             await asyncio.wait(self._tasks, timeout=max(left, 0))
             if left <= 0:
-                log.warning("drain cut short", sites=len(self._sites), in_flight=self._in_flight)
+                log.warning("drain cut short", sites=len(self._sites), in_flight=self._load.items)
                 return
 
     # ── pull ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -329,24 +331,21 @@ class Engine:
         self._room.set()
 
     def free_sessions(self) -> int:
-        return self._settings.max_sessions - self._sessions
+        return self._load.free_sessions()
 
     def free_items(self) -> int:
-        return self._settings.max_in_flight - self._in_flight if self._free_bytes() > 0 else 0
-
-    def _free_bytes(self) -> int:
-        return self._settings.max_in_flight_bytes - self._bytes
+        return self._load.free_items()
 
     def starve(self, site: Site) -> None:
         """The site is woken when items are settled."""
         self._starved.add(site)
 
     def session_opened(self) -> None:
-        self._sessions += 1
+        self._load.sessions += 1
 
     def session_closed(self) -> None:
         full = self.free_sessions() <= 0
-        self._sessions -= 1
+        self._load.sessions -= 1
         if full:
             self._wake_sites()
 
@@ -362,40 +361,27 @@ class Engine:
         return [None] * len(leases)
 
     def claimed(self, items: Sequence[QueueItem]) -> None:
-        """Recipients of one message share its bytes."""
-        sharing = Counter(id(item.message) for item in items)
-        for item in items:
-            self._weights[item.key] = len(item.message.content) // sharing[id(item.message)]
-            self._bytes += self._weights[item.key]
-        self._in_flight += len(items)
-        self.metrics.in_flight.set(self._in_flight)
+        self._load.claimed(items)
+        self.metrics.in_flight.set(self._load.items)
 
     def settle(self, worker: Worker, settlement: Settlement) -> None:
         worker.settle(settlement).add_done_callback(lambda done: self._settled(settlement, done))
 
     def _settled(self, settlement: Settlement, done: asyncio.Future[str]) -> None:
-        self._in_flight -= 1
-        self._bytes -= self._weights.pop(settlement.item.key, 0)
-        self.metrics.in_flight.set(self._in_flight)
+        self._load.settled(settlement.item)
+        self.metrics.in_flight.set(self._load.items)
         while self._starved:
             self._starved.pop().wake()
         event = settlement.event
         if event is None or done.cancelled() or done.exception() is not None:
             return
         say(log, replace(event, kind="late") if done.result() == "L" else event)
-        counter = self.metrics.results.get(event.kind)
-        if counter is not None:
-            counter.labels(event.provider, event.source).inc()
-            self.metrics.paces.add(event.kind)
-        if event.kind == "delivered":
-            self.metrics.paces.add(("source", event.source))
-            self.metrics.paces.add(("provider", event.provider))
-            self.metrics.latency.observe((event.at - event.received_at) / 1000)
+        self.metrics.settled(event)
 
     def live(self) -> dict[str, object]:
         """For who looks at all processes at once."""
         said = figures(self._sites.values(), self._pools, self.metrics.paces, self.rests.left(now()))
-        return said | {"sessions": self._sessions, "in_flight": self._in_flight}
+        return said | {"sessions": self._load.sessions, "in_flight": self._load.items}
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from delivery.pool import Source
+from mailqueue.events import Event
 from mailqueue.paces import Paces
 
 LATENCIES = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86400)
@@ -63,6 +64,17 @@ class DeliveryMetrics:
         """At start and on reload."""
         for pool, sources in pools.items():
             self.sources.labels(pool).set(sum(source.weight > 0 for source in sources))
+
+    def settled(self, event: Event) -> None:
+        """What became of a recipient."""
+        counter = self.results.get(event.kind)
+        if counter is not None:
+            counter.labels(event.provider, event.source).inc()
+            self.paces.add(event.kind)
+        if event.kind == "delivered":
+            self.paces.add(("source", event.source))
+            self.paces.add(("provider", event.provider))
+            self.latency.observe((event.at - event.received_at) / 1000)
 
     def source_refused(self, provider: str, source: str) -> None:
         self.refused_at.labels(provider, source).set(time.time())

@@ -25,6 +25,11 @@ class Rests:
             self._until = {name: left for name in self._until if (left := self.at(name, now))}
             self._why = {name: why for name, why in self._why.items() if name in self._until}
 
+    def end(self) -> None:
+        """An operator has changed something: all may try again."""
+        self._until.clear()
+        self._why.clear()
+
     def why(self, site: str) -> str:
         """What the site said last of a source of ours; "" where it has said nothing."""
         return self._why.get(site, "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any
 
 import orjson
@@ -53,10 +54,6 @@ Reason = Annotated[str, typer.Option(help="Why; it stands in the events.")]
 def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
     """Opens the configured queue, works, closes; what queue or archive can't do goes to standard error, exit 1. So do
     warnings; what went well is the command's own answer, on standard output."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("warning"),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-    )
 
     async def session() -> None:
         settings = loaded.settings
@@ -67,12 +64,27 @@ def on_queue(loaded: Loaded, work: Callable[[Queue], Awaitable[None]]) -> None:
             await queue.close()
 
     try:
-        uvloop.run(session())
+        with warnings_only():
+            uvloop.run(session())
     except BrokenPipeError:  # whoever reads has enough
         reader_left()
     except (QueueDown, QueueRefused, ServerAnswer, SegmentDamaged, PermissionError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def warnings_only() -> Iterator[None]:
+    """Log lines of the rooms below, on standard error."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 @app.command()

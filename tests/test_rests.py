@@ -14,6 +14,13 @@ def test_a_source_rests_at_its_site_until_its_time() -> None:
     assert rests.why("google") == "421 4.7.28 unusual rate" and rests.why("yahoo") == ""
 
 
+def test_all_may_try_again() -> None:
+    rests = Rests()
+    rests.note("google", "127.0.1.1", 700.0, 100.0, "421 4.7.28 unusual rate")
+    rests.end()
+    assert rests.left(101.0) == {} and rests.why("google") == ""
+
+
 def test_what_is_over_is_forgotten() -> None:
     rests = Rests()
     for number in range(1000):
