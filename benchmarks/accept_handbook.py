@@ -34,7 +34,7 @@ PAGE = REPOSITORY / "docs" / "handbook.md"
 UP = "relayctl up"
 TYPED_SECONDS = 120.0
 LOOK_SECONDS = 2.0
-AT_ONCE = 4  # drills, which mostly wait
+AT_ONCE = 6  # drills, which mostly wait
 PATH = f"{Path(sys.executable).parent}:{TOOLS}:{os.environ['PATH']}"
 
 
