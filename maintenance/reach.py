@@ -6,6 +6,7 @@ does. Judged from the events alone. Old mail for dead hosts, which fails now and
 
 from __future__ import annotations
 
+from config.routes import PREFIX
 from mailqueue.events import SOURCES_REST
 from maintenance.progress import SETTLED, Finding
 from maintenance.tail import Said
@@ -31,6 +32,8 @@ class Reach:
         if event.kind != "deferred" or answered:
             self._failed.clear()
             self._provider, self._since = "", 0
+            return
+        if event.provider.startswith(PREFIX):  # a smarthost, which has an alarm of its own
             return
         if event.provider not in ("", "default"):
             self._provider = event.provider

@@ -109,10 +109,11 @@ def failed(second: int, destination: str, provider: str = "default", attempt: in
         ([failed(0, "gmail.test", "google"), failed(200, "", kind="received")], 1000, True),
         ([failed(0, "gmail.test", "google")], 1501, False),
         ([failed(0, "gmail.test", "google", reason=SOURCES_REST)], 300, False),
+        ([failed(0, name, "route:formal") for name in "abc"], 300, False),
     ],
     ids=[
         *("nothing", "two-dead-hosts", "not-yet", "outage", "old-mail", "provider", "a-reply", "delivered", "received"),
-        *("long-ago", "refused"),
+        *("long-ago", "refused", "smarthost"),
     ],
 )
 def test_when_nobody_answers(said: list[Said], at: int, on: bool | None) -> None:
