@@ -24,6 +24,7 @@ from config.settings import DeliverySettings
 from delivery.attempt import Judge
 from delivery.away import Absences
 from delivery.doors import Doors
+from delivery.grey import Greylisters
 from delivery.lines import now
 from delivery.live import figures
 from delivery.load import Load
@@ -68,7 +69,7 @@ class Engine:
         self._workers = workers
         self._router = router
         self._sites: dict[tuple[str, str], Site] = {}
-        self.rests = Rests()
+        self.rests, self.grey = Rests(), Greylisters()
         self._stops = SourceStops()
         self._starved: set[Site] = set()
         self._tasks: set[asyncio.Task[None]] = set()

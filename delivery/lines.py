@@ -16,6 +16,7 @@ import structlog
 
 from config.providers import ProviderRule
 from delivery.doors import AnySession, Doors, NoSession
+from delivery.grey import Greylisters
 from delivery.metrics import DeliveryMetrics
 from delivery.outcome import Outcome, Via, at_site, lost
 from delivery.pool import Source, sessions_worth_having, usable
@@ -23,7 +24,7 @@ from delivery.reply import Phase
 from delivery.rests import Rests
 from delivery.router import Route
 from delivery.tls import TlsMode
-from ipreputation.choose import levelled, order
+from ipreputation.choose import levelled, order, steadfast
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import Lease, LimitStore
 from mailqueue.events import SOURCES_REST
@@ -66,6 +67,7 @@ class Ground(Protocol):
     doors: Doors
     metrics: DeliveryMetrics
     rests: Rests
+    grey: Greylisters
     idle_seconds: float
     stopping: bool
 
@@ -105,6 +107,7 @@ class Lines:
         self._open: list[Line] = []
         self._served: dict[str, float] = {}  # transactions by source
         self._limits: dict[str, Limits] = {}
+        self._own: dict[str, int] = {}  # source → its place in the site's own order
         self._renewals = 0
         self._paused_until = 0.0
 
@@ -115,6 +118,7 @@ class Lines:
         """Sessions open from now on follow these; open ones end under the old."""
         self.rule, self.sources = rule, sources
         self._limits.clear()
+        self._own.clear()
 
     # ── which ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -186,7 +190,7 @@ class Lines:
     def _behind(self) -> set[str]:
         """Sources without a session here that have sent a turn less than one that has: there are sessions enough, but
         the same few sources would send until each session is used up."""
-        if not self._open:
+        if not self._open or self._greylists():
             return set()
         having = {line.source.address for line in self._open}
         level = max(self._level(line.source) for line in self._open) - TURN
@@ -197,16 +201,41 @@ class Lines:
         return usable(self.sources, versions, self._ground.rests.at(self._name, now()), stopped)
 
     def _candidates(self, route: Route) -> list[tuple[str, Limits]]:
-        """Sources by how few sessions they have here, then by how little they have sent."""
+        """Sources by how few sessions they have here, then by how little they have sent; at a site that is no provider's by
+        its own order, so that the few mails it gets come from where it knows us, and one that greylists has just one."""
         found = self._usable(route, self._ground.stopped_sources)
+        own = self._own_order() if not (self.rule.roll_up or route.by_smarthost) else None
+        if own is not None and self._greylists():
+            found = sorted(found, key=lambda source: own[source.address])[:1]
         count = {source.address: 0 for source in found}
         for line in self._open:
             if line.source.address in count:
                 count[line.source.address] += 1
-        served = order([(source.address, source.weight) for source in found], self._served)
-        turn = {address: place for place, address in enumerate(served)}
+        turn = own
+        if turn is None:
+            served = order([(source.address, source.weight) for source in found], self._served)
+            turn = {address: place for place, address in enumerate(served)}
         found.sort(key=lambda source: (count[source.address] / source.weight, turn[source.address]))
         return [(source.address, self._limits_of(source)) for source in found]
+
+    def _own_order(self) -> dict[str, int]:
+        if not self._own:
+            ordered = steadfast(self._name, [(source.address, source.weight) for source in self.sources])
+            self._own = {address: place for place, address in enumerate(ordered)}
+        return self._own
+
+    def _greylists(self) -> bool:
+        return self._ground.grey.has(self._name, now())
+
+    def greylisted(self) -> None:
+        """It wants the same address again, later: sessions of others end with the transaction under way."""
+        if self.rule.roll_up:  # one host of many; the provider knows us
+            return
+        self._ground.grey.note(self._name, now())
+        first = min(self.sources, key=lambda one: self._own_order().get(one.address, len(self.sources)))
+        for line in self._open:
+            if line.source.address != first.address:
+                line.finish()
 
     def _limits_of(self, source: Source) -> Limits:
         limits = self._limits.get(source.address)

@@ -20,6 +20,7 @@ import structlog
 
 from config.providers import ProviderRule
 from delivery.attempt import Judge, Parcel, parcels
+from delivery.grey import RULE as GREYLISTED
 from delivery.lines import Ground, Line, Lines, now
 from delivery.outcome import Outcome, Via, lost
 from delivery.overhear import attend
@@ -306,6 +307,8 @@ class Site:
             self._floor.settle(parcel.worker, settlement)
             if outcome.another_source:
                 blamed = outcome
+            elif outcome.rule == GREYLISTED:
+                self.lines.greylisted()
         return blamed
 
     def _return(self, parcel: Parcel) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipreputation.choose import levelled, order
+from ipreputation.choose import levelled, order, steadfast
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,16 @@ def test_levelled_changes_no_order_of_known_sources(weights: list[int], amounts:
         for other, its in sources:
             if weight and its and served[address] / weight > served[other] / its + 1e-3:
                 assert after[address] / weight > after[other] / its
+
+
+def test_the_order_of_a_site_is_its_own_and_shares_are_fair() -> None:
+    sources = [(f"127.0.1.{number}", 1) for number in range(1, 9)]
+    sources[0] = (sources[0][0], 3)
+    firsts = Counter(steadfast(f"s{number}.test", sources)[0] for number in range(5000))
+    assert abs(firsts["127.0.1.1"] - 1500) < 150
+    assert all(abs(firsts[address] - 500) < 100 for address, _ in sources[1:])
+    order_ = steadfast("x.test", sources)
+    assert sorted(order_) == sorted(address for address, _ in sources)
+    fewer = [one for one in sources if one[0] != order_[0]]
+    assert steadfast("x.test", fewer) == order_[1:], "a source that goes moves no other"
+    assert steadfast("x.test", [("a", 0)]) == []

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
 
+from delivery.grey import Greylisters
 from delivery.lines import Lines
 from delivery.pool import Source
 from delivery.rests import Rests
@@ -41,6 +42,7 @@ def test_a_reload_while_slots_are_asked_for_loses_none() -> None:
         idle_seconds=5.0,
         free_sessions=lambda: 5,
         rests=Rests(),
+        grey=Greylisters(),
         session_opened=nothing,
     )
     lines = Lines(
@@ -83,6 +85,7 @@ def test_a_wait_that_is_over_before_the_site_sleeps_is_not_slept_through() -> No
             recipients=1,
             free_sessions=lambda: 5,
             rests=Rests(),
+            grey=Greylisters(),
             metrics=SimpleNamespace(limited=SimpleNamespace(labels=lambda _name: SimpleNamespace(inc=late))),
         )
         route = Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))
