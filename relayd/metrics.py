@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from mailqueue.paces import Paces
 
 _SERVICE = "esmtp_listener"
+UNSIGNED = "unsigned"  # a warning of relayd.prepare that an alert rests on
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -40,7 +41,8 @@ class ListenerMetrics:
         self._flags = Gauge(
             "total_messages_flagged", "messages accepted with a warning", ["service", "warning"], registry=registry
         )
-        self._by_warning: dict[str, Gauge] = {}
+        # There from the start: increase() sees nothing of a series that begins with the first message.
+        self._by_warning = {UNSIGNED: self._flags.labels(_SERVICE, UNSIGNED)}
 
     def flagged(self, warning: str) -> None:
         """`warning` comes from :mod:`relayd.prepare`, a closed set."""
