@@ -204,9 +204,9 @@ class Lines:
         """Sources by how few sessions they have here, then by how little they have sent; at a site that is no provider's by
         its own order, so that the few mails it gets come from where it knows us, and one that greylists has just one."""
         found = self._usable(route, self._ground.stopped_sources)
-        own = self._own_order() if not (self.rule.roll_up or route.by_smarthost) else None
+        own = None if self.rule.roll_up else self._own_order()
         if own is not None and self._greylists():
-            found = sorted(found, key=lambda source: own[source.address])[:1]
+            found = self._foremost(found)
         count = {source.address: 0 for source in found}
         for line in self._open:
             if line.source.address in count:
@@ -227,14 +227,19 @@ class Lines:
     def _greylists(self) -> bool:
         return self._ground.grey.has(self._name, now())
 
-    def greylisted(self) -> None:
+    def _foremost(self, found: list[Source]) -> list[Source]:
+        """The first of them in the site's own order, alone."""
+        own = self._own_order()
+        return sorted(found, key=lambda source: own[source.address])[:1]
+
+    def greylisted(self, route: Route) -> None:
         """It wants the same address again, later: sessions of others end with the transaction under way."""
-        if self.rule.roll_up:  # one host of many; the provider knows us
+        if self.rule.roll_up:  # a smarthost, or one host of many, whose provider knows us
             return
         self._ground.grey.note(self._name, now())
-        first = min(self.sources, key=lambda one: self._own_order().get(one.address, len(self.sources)))
-        for line in self._open:
-            if line.source.address != first.address:
+        foremost = self._foremost(self._usable(route, self._ground.stopped_sources))
+        for line in self._open if foremost else ():
+            if line.source.address != foremost[0].address:
                 line.finish()
 
     def _limits_of(self, source: Source) -> Limits:

@@ -308,7 +308,7 @@ class Site:
             if outcome.another_source:
                 blamed = outcome
             elif outcome.rule == GREYLISTED:
-                self.lines.greylisted()
+                self.lines.greylisted(self.route)
         return blamed
 
     def _return(self, parcel: Parcel) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from mailqueue.paces import Paces
+from relayd.replies import UNSIGNED
 
 _SERVICE = "esmtp_listener"
-UNSIGNED = "unsigned"  # a warning of relayd.prepare that an alert rests on
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -37,11 +37,11 @@ class ListenerMetrics:
         self._rejections = Gauge(
             "smtp_server_rejections", "replies that refuse, by reason", ["service", "reason"], registry=registry
         )
-        self._by_reason: dict[str, Gauge] = {}
         self._flags = Gauge(
             "total_messages_flagged", "messages accepted with a warning", ["service", "warning"], registry=registry
         )
-        # There from the start: increase() sees nothing of a series that begins with the first message.
+        # There from the start, for an alert: increase() sees nothing of a series that begins with the first message.
+        self._by_reason = {UNSIGNED: self._rejections.labels(_SERVICE, UNSIGNED)}
         self._by_warning = {UNSIGNED: self._flags.labels(_SERVICE, UNSIGNED)}
 
     def flagged(self, warning: str) -> None:

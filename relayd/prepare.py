@@ -23,12 +23,11 @@ from relayd.dsn_parameters import dsn_fields
 from relayd.headers import Header
 from relayd.mime import Malformed
 from relayd.policy import Client
-from relayd.replies import Reply
+from relayd.replies import UNSIGNED, Reply
 from relayd.senders import Author, NotAllowed
 from signing.dkim import Signer
 from signing.return_path import ReturnPaths
 
-UNSIGNED = "unsigned"  # a warning: no key covers the From domain
 _AUTHORS = (b"from", b"sender", b"resent-from", b"resent-sender")  # what senders look at
 
 

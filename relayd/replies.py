@@ -97,7 +97,8 @@ TOO_MANY_HOPS = Reply(554, "5.4.6", "too many hops, mail is looping", "hops")
 HEADER_TOO_BIG = Reply(552, "5.3.4", "header too big", "header")
 RELAYING_DENIED = Reply(550, "5.7.1", "relaying denied", "relaying")
 NO_SUCH_MAILBOX = Reply(550, "5.1.1", "no such mailbox here", "recipient")
-NOT_SIGNED = Reply(550, "5.7.20", "no DKIM key for the domain of the From address", "unsigned")
+UNSIGNED = "unsigned"  # no key covers the From domain: reason of a refusal, or warning of what was accepted
+NOT_SIGNED = Reply(550, "5.7.20", "no DKIM key for the domain of the From address", UNSIGNED)
 SEND_CONTENT = Reply(354, "", "end with <CRLF>.<CRLF>")
 
 # TLS and AUTH

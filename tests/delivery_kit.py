@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from config.providers import SANDBOX, Providers
@@ -156,3 +157,16 @@ async def rig(
         finally:
             await opened.close()
             await redis.aclose()
+
+
+def player(url: str, directory: Path, **defaults: Any) -> Callable[..., None]:
+    """``play(story, **options of rig)``: a story is a coroutine function of the rig."""
+
+    def play(story: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
+        async def whole() -> None:
+            async with rig(url, directory, **{**defaults, **options}) as it:
+                await story(it)
+
+        uvloop.run(whole())
+
+    return play

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
-import uvloop
 
 from mailqueue.events import SOURCES_REST
-from tests.delivery_kit import Rig, rig
+from tests.delivery_kit import Rig, player
 from tests.queue_kit import eventually, message
 
 REFUSED, OTHERS = "127.0.1.1", ("127.0.1.2", "127.0.1.3")
@@ -20,14 +19,7 @@ POOL = [{"name": "default", "sources": [{"address": f"{REFUSED}-{OTHERS[-1]}"}]}
 
 @pytest.fixture
 def play(shared_redis: Any, tmp_path: Path) -> Callable[..., None]:
-    def run(story: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
-        async def whole() -> None:
-            async with rig(shared_redis.url, tmp_path, **options) as it:
-                await story(it)
-
-        uvloop.run(whole())
-
-    return run
+    return player(shared_redis.url, tmp_path)
 
 
 async def put(it: Rig, count: int) -> None:
@@ -56,7 +48,7 @@ def test_a_blamed_source_rests_and_the_others_go_on(play: Any, behaviour: str) -
         counts = await it.until({"delivered": 120})
         deferred = [event.source for event in await it.events("deferred")]
         assert set(deferred) <= {REFUSED}
-        assert len(deferred) <= 6, "one for each of its sessions, sixteen being worth having from three sources"
+        assert len(deferred) <= 6, "one for each of its sessions, eighteen being worth having from three sources"
         assert set(it.sandbox.ledger.receipts().by_source()) == set(OTHERS)
         assert not counts["bounced"]
         await eventually(lambda: sites_end(it))

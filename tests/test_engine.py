@@ -5,35 +5,25 @@ from __future__ import annotations
 import asyncio
 import email.policy
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from delivery.lines import Lines
 from ipreputation.store import LimitStore
 from mailqueue import inspect, scripts
 from mailqueue.queue import Queue
-from tests.delivery_kit import Rig, make_engine, rig
+from tests.delivery_kit import Rig, make_engine, player
 from tests.queue_kit import eventually, is_empty, message, now_ms, places
 
 
 @pytest.fixture
 def play(shared_redis: Any, tmp_path: Path) -> Callable[..., None]:
-    """``play(scenario, **options of rig)``: a scenario is a coroutine function of the rig."""
-
-    def run(story: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
-        async def whole() -> None:
-            async with rig(shared_redis.url, tmp_path, **options) as it:
-                await story(it)
-
-        uvloop.run(whole())
-
-    return run
+    return player(shared_redis.url, tmp_path)
 
 
 async def put(it: Rig, *recipients: str, count: int = 0, **changes: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mailqueue.worker import Settlement
 from relayctl.audit import actor
 from relayctl.explain import answer, lines
 from relayctl.main import app
-from tests.delivery_kit import Rig, providers, rig
+from tests.delivery_kit import Rig, player, providers, rig
 from tests.queue_kit import claim_all, eventually, message, now_ms, opened, working
 from tests.test_relayd_main import FILE, relayd
 
@@ -61,14 +61,7 @@ async def explain(queue: Queue, settings: Settings, wanted: Selection, rules: st
 
 @pytest.fixture
 def play(shared_redis: Any, tmp_path: Path) -> Callable[..., None]:
-    def run(story: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
-        async def whole() -> None:
-            async with rig(shared_redis.url, tmp_path, **{"pools": SOURCES, **options}) as it:
-                await story(it)
-
-        uvloop.run(whole())
-
-    return run
+    return player(shared_redis.url, tmp_path, pools=SOURCES)
 
 
 async def put(it: Rig, *recipients: str, **changes: Any) -> Selection:
