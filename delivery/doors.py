@@ -12,6 +12,7 @@ from typing import Literal
 from config.replies import Rules
 from config.settings import TimeoutSettings
 from delivery.connect import SessionFailed
+from delivery.opening import Opening
 from delivery.outcome import Outcome, Via, at_site, login_failed, lost, not_connected, replied, timed_out, tls_failed
 from delivery.overhear import Overheard
 from delivery.pool import Source
@@ -42,7 +43,7 @@ class NoSession(Exception):
 
 @dataclass(slots=True)
 class Doors:
-    """One per process. Remembers hosts that were shut and hosts whose TLS is broken."""
+    """One per process. Remembers hosts and addresses that were shut, and hosts whose TLS is broken."""
 
     timeouts: TimeoutSettings
     port: int
@@ -58,21 +59,25 @@ class Doors:
         source: Source,
         tls: TlsMode,
         on_lost: OnLost,
+        opening: Opening,
         smarthost: Smarthost | None = None,
         waiting: Callable[[], Collection[str]] = tuple,
     ) -> AnySession:
-        """Raises NoSession when nobody lets us in. ``smarthost``: whose addresses the hosts are; then ``tls`` is its.
-        ``waiting``: the domains whose mail the session is for, where somebody listens."""
+        """Raises NoSession when nobody lets us in. ``opening`` follows how far it comes. ``smarthost``: whose addresses the
+        hosts are; then ``tls`` is its. ``waiting``: the domains whose mail the session is for, where somebody listens."""
         failed: NoSession | None = None
         for host, address in self._order(hosts, source):
             ear = Overheard(self.tap, f"{host}[{address}]", source.address, waiting()) if self.tap.on else None
+            opening.tries(host, address, ear)
             try:
                 session: AnySession
                 if smarthost is not None:
-                    session = await self._open_smarthost(smarthost, address, source, on_lost, ear)
+                    session = await self._open_smarthost(smarthost, address, source, on_lost, opening)
                 else:
-                    session = await self._open_one(host, address, source, tls, on_lost, ear)
+                    session = await self._open_one(host, address, source, tls, on_lost, opening)
+                session.ear = ear
                 self.shut.pop(host, None)
+                self.shut.pop(address, None)
                 return session
             except NoSession as refusal:
                 if ear is not None:
@@ -82,14 +87,14 @@ class Doors:
                 failed = refusal
                 if refusal.kind == "auth":  # another address knows no other users; too many tries lock one out
                     break
-                self._shun(host)
+                self.shun(host)
         if failed is None:
             text = f"no mail host has an address of the family of {source.address}"
             failed = NoSession(not_connected(text, Via(source=source.address)), "source", "family")
         raise NoSession(at_site(failed.outcome), failed.blame, failed.kind)
 
     def _order(self, hosts: Iterable[Host], source: Source) -> Iterator[tuple[str, str]]:
-        """(host, address) in order of preference, those shut lately behind the others."""
+        """(host, address) in order of preference, those shut or silent lately behind the others."""
         now = asyncio.get_running_loop().time()
         pairs = [
             (host.name, address)
@@ -97,17 +102,18 @@ class Doors:
             for address in host.addresses
             if not source.address or ipaddress.ip_address(address).version == source.version
         ]
-        pairs.sort(key=lambda pair: self.shut.get(pair[0], 0.0) > now)
+        pairs.sort(key=lambda pair: any(self.shut.get(name, 0.0) > now for name in pair))
         return iter(pairs[:MOST_TRIED])
 
-    def _shun(self, host: str) -> None:
+    def shun(self, host: str) -> None:
+        """A host, or one address: tried last for a while."""
         now = asyncio.get_running_loop().time()
         if len(self.shut) > 10_000:
             self.shut = {name: until for name, until in self.shut.items() if until > now}
         self.shut[host] = now + SHUN_SECONDS
 
     async def _open_smarthost(
-        self, smarthost: Smarthost, address: str, source: Source, on_lost: OnLost, ear: Ear | None
+        self, smarthost: Smarthost, address: str, source: Source, on_lost: OnLost, ear: Ear
     ) -> SmarthostSession:
         try:
             return await SmarthostSession.open(
@@ -123,7 +129,7 @@ class Doors:
             raise self._refusal(failed, smarthost.settings.host, address, source) from failed
 
     async def _open_one(
-        self, host: str, address: str, source: Source, tls: TlsMode, on_lost: OnLost, ear: Ear | None
+        self, host: str, address: str, source: Source, tls: TlsMode, on_lost: OnLost, ear: Ear
     ) -> Session:
         clock = asyncio.get_running_loop().time
         mode = self.broken_tls.mode(host, tls, clock())
@@ -132,8 +138,7 @@ class Doors:
         except SessionFailed as failed:
             if failed.kind != "tls" or mode is not TlsMode.OPPORTUNISTIC:
                 raise self._refusal(failed, host, address, source) from failed
-            if ear is not None:
-                ear("*", failed.phase, f"{failed.text}; again without TLS")
+            ear("*", failed.phase, f"{failed.text}; again without TLS")
         self.broken_tls.remember(host, clock())
         try:
             return await self._session(host, address, source, TlsMode.NONE, on_lost, ear)
@@ -141,7 +146,7 @@ class Doors:
             raise self._refusal(failed, host, address, source) from failed
 
     async def _session(
-        self, host: str, address: str, source: Source, mode: TlsMode, on_lost: OnLost, ear: Ear | None
+        self, host: str, address: str, source: Source, mode: TlsMode, on_lost: OnLost, ear: Ear
     ) -> Session:
         return await Session.open(
             host,

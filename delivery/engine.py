@@ -381,7 +381,7 @@ class Engine:
 
     def live(self) -> dict[str, object]:
         """For who looks at all processes at once."""
-        said = figures(self._sites.values(), self._pools, self.metrics.paces, self.rests.left(now()))
+        said = figures(self._sites.values(), self._pools, self.metrics.paces, self.rests.left(now()), now())
         return said | {"sessions": self._load.sessions, "in_flight": self._load.items}
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from config.providers import ProviderRule
 from delivery.doors import AnySession, Doors, NoSession
 from delivery.grey import Greylisters
 from delivery.metrics import DeliveryMetrics
+from delivery.opening import Opening, one_more_at
 from delivery.outcome import Outcome, Via, at_site, lost
 from delivery.pool import Source, sessions_worth_having, usable
 from delivery.reply import Phase
@@ -98,8 +99,9 @@ class Lines:
         waiting: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.rule, self.sources = rule, sources
-        self.opening = 0
+        self.openings: list[Opening] = []
         self.connect_after = 0.0
+        self._worth = 0  # sessions worth having when last looked at
         self._name = name
         self._ground = ground
         self._start, self._changed, self._failed, self._halted = start, changed, failed, halted
@@ -108,7 +110,6 @@ class Lines:
         self._served: dict[str, float] = {}  # transactions by source
         self._limits: dict[str, Limits] = {}
         self._own: dict[str, int] = {}  # source → its place in the site's own order
-        self._renewals = 0
         self._paused_until = 0.0
 
     def __len__(self) -> int:
@@ -159,9 +160,12 @@ class Lines:
         """As many as are worth having for ``demand`` transactions that wait, and as the limits allow."""
         alive, idle = len(self._open), len(self.ready())
         most = FIRST_SESSIONS + 3 * alive  # slow start: who lets two in may let eight in
-        worth = sessions_worth_having(demand, most) - alive - self.opening
-        want = min(worth, self._ground.free_sessions(), demand - idle)
-        behind = self._behind() if want <= 0 < self._ground.free_sessions() and not self.opening else set()
+        self._worth = sessions_worth_having(demand, most)
+        lacking = self._worth - alive - len(self.openings)
+        if (at := self.one_more_at()) is not None and now() >= at:
+            lacking = 1
+        want = min(lacking, self._ground.free_sessions(), demand - idle)
+        behind = self._behind() if want <= 0 < self._ground.free_sessions() and not self.openings else set()
         if (want <= 0 and not behind) or demand <= 0 or now() < self.connect_after:
             return
         candidates = self._candidates(route)
@@ -177,15 +181,28 @@ class Lines:
         while want > 0:
             granted = await self._ground.store.connect(candidates, want, each=1)
             for lease in granted.leases:
-                self.opening += 1
+                self._look_elsewhere()
+                self.openings.append(opening := Opening(lease.source))
                 self._ground.session_opened()
-                self._start(self._establish(lease, by_address[lease.source], route))
+                self._start(self._establish(lease, by_address[lease.source], route, opening))
             want -= len(granted.leases)
             if granted.wait is not None:
                 self.connect_after = now() + max(granted.wait.until, 0.001)
                 self._ground.metrics.limited.labels(self.rule.name).inc()
             if granted.wait is not None or not granted.leases:
                 return
+
+    def one_more_at(self) -> float | None:
+        """When those under way will have been silent for too long to wait for them alone; None while they are too few."""
+        beyond = len(self._open) + len(self.openings) - self._worth
+        return one_more_at(self.openings, beyond, now()) if self.openings and beyond >= 0 else None
+
+    def _look_elsewhere(self) -> None:
+        """The next session tries other addresses than those that say nothing before it waits there, too."""
+        for one in self.openings:
+            if one.slow(now()) and one.address:
+                self._ground.doors.shun(one.address)
+                log.warning("host keeps us waiting", site=self._name, opening=len(self.openings), **one.plain(now()))
 
     def _behind(self) -> set[str]:
         """Sources without a session here that have sent a turn less than one that has: there are sessions enough, but
@@ -208,9 +225,9 @@ class Lines:
         if own is not None and self._greylists():
             found = self._foremost(found)
         count = {source.address: 0 for source in found}
-        for line in self._open:
-            if line.source.address in count:
-                count[line.source.address] += 1
+        for address in (*self.sources_open(), *(one.source for one in self.openings)):
+            if address in count:
+                count[address] += 1
         turn = own
         if turn is None:
             served = order([(source.address, source.weight) for source in found], self._served)
@@ -255,7 +272,7 @@ class Lines:
             self._halted()
             return
         rest = self._ground.rests.at(self._name, now()).values()
-        if self._open or self.opening:
+        if self._open or self.openings:
             self.connect_after = min(rest, default=now() + PAUSE_SECONDS)
             return
         said = self._ground.rests.why(self._name) if rest else ""
@@ -263,26 +280,25 @@ class Lines:
         outcome = at_site(lost(Phase.CONNECT, f"{why}; it said: {said}" if said else why))
         await self._failed(replace(outcome, rule=SOURCES_REST if said else ""))
 
-    async def _establish(self, lease: Lease, source: Source, route: Route) -> None:
+    async def _establish(self, lease: Lease, source: Source, route: Route, opening: Opening) -> None:
         line: Line | None = None
-        renewals = self._renewals
         mode = TlsMode(self.rule.for_source(source.address).tls)
         metrics = self._ground.metrics
         try:
+            opening.begins()
             session = await self._ground.doors.open(
-                route.hosts, source, mode, self._lost, route.smarthost, self._waiting
+                route.hosts, source, mode, self._lost, opening, route.smarthost, self._waiting
             )
             line = Line(session, lease, source, now())
             self._open.append(line)
-            if renewals != self._renewals:
-                line.finish()
             metrics.opened.labels(self.rule.name).inc()
             metrics.sessions.labels(self.rule.name).inc()
         except NoSession as refusal:
-            if renewals == self._renewals:
-                await self._refused(refusal, source)
+            self.openings.remove(opening)  # what comes of the refusal must not be cancelled with the others
+            await self._refused(refusal, source)
         finally:
-            self.opening -= 1
+            if opening in self.openings:
+                self.openings.remove(opening)
             self._changed()
             if line is None:
                 self._ground.session_closed()
@@ -297,7 +313,8 @@ class Lines:
             self.rest(source, refusal.outcome.diagnostic, refusal.kind)
         elif self._open:  # others got in: no more than these, for a while
             self._pause(5 * PAUSE_SECONDS)
-        elif self.opening <= 1:
+        elif all(one.slow(now()) for one in self.openings):
+            self.abandon()  # they wait where it has waited in vain
             await self._failed(refusal.outcome)
 
     def rest(self, source: Source, why: str, kind: str = "reply") -> None:
@@ -342,7 +359,7 @@ class Lines:
         if line.worked or line.session.alive or self._ground.stopping:
             return
         self._pause(PAUSE_SECONDS)
-        if not self._open and not self.opening:
+        if not self._open and not self.openings:
             via = Via(f"{line.session.host} [{line.session.address}]", line.source.address, line.session.tls)
             why = line.session.failure or "closed before any mail"
             self._start(self._refuse(at_site(lost(Phase.EHLO, why, via))))
@@ -350,10 +367,15 @@ class Lines:
     async def _refuse(self, outcome: Outcome) -> None:
         await self._failed(outcome)
 
+    def abandon(self) -> None:
+        """None of the sessions that are being opened is wanted any more."""
+        for one in self.openings:
+            one.cancel()
+
     def renew(self) -> None:
-        """Sessions end with the transaction under way; new ones follow what is in force now. What comes of those that
-        are being opened says nothing any more."""
-        self._renewals += 1
+        """Sessions end with the transaction under way, those that are being opened at once; new ones follow what is in
+        force now."""
+        self.abandon()
         for line in self._open:
             line.finish()
         self._changed()

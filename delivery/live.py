@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import nlargest
 from itertools import islice
+from operator import itemgetter
 
 from delivery.pool import Source
 from delivery.site import Site
@@ -12,6 +14,8 @@ from mailqueue.paces import Paces
 
 MOST_SOURCES = 500
 MOST_RESTS = 100  # sites
+MOST_OPENING, MOST_DOMAINS = 50, 20
+WORTH_TELLING_SECONDS = 2.0  # since a word was heard
 
 
 def figures(
@@ -19,9 +23,12 @@ def figures(
     pools: Mapping[str, Sequence[Source]],
     paces: Paces,
     rests: Mapping[str, Mapping[str, float]],
+    now: float,
 ) -> dict[str, object]:
     """Recipients a second by what became of them; of each source the open sessions, the sites where it rests and what it
-    delivered a second, and how many seconds it still rests at which site; of each provider what it took a second."""
+    delivered a second, and how many seconds it still rests at which site; of each provider what it took a second; the longest waits of sessions that are being opened.
+    ``now``: the loop's clock."""
+    sites = list(sites)
     rates = paces.rates()
     sessions = Counter(address for site in sites for address in site.lines.sources_open())
     resting = Counter(address for here in rests.values() for address in here)
@@ -36,5 +43,16 @@ def figures(
             site: {address: round(left) for address, left in here.items()}
             for site, here in islice(rests.items(), MOST_RESTS)
         },
+        "opening": _opening(sites, now),
         "providers": {name[1]: rate[0] for name, rate in rates.items() if name[0] == "provider"},
     }
+
+
+def _opening(sites: Iterable[Site], now: float) -> list[dict[str, object]]:
+    found = [
+        (now - one.since, {"site": site.name, "domains": site.domains(MOST_DOMAINS), **one.plain(now)})
+        for site in sites
+        for one in site.lines.openings
+        if now - one.since >= WORTH_TELLING_SECONDS
+    ]
+    return [said for _, said in nlargest(MOST_OPENING, found, key=itemgetter(0))]

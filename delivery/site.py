@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import structlog
@@ -83,7 +84,7 @@ class Site:
             changed=self.wake,
             failed=self._fail,
             halted=self._give_up_tickets,
-            waiting=lambda: {held.ticket.destination for held in self.tickets},
+            waiting=self.domains,
         )
         self._floor = floor
         self._wake = asyncio.Event()
@@ -111,6 +112,10 @@ class Site:
 
     def wake(self) -> None:
         self._wake.set()
+
+    def domains(self, most: int | None = None) -> list[str]:
+        """Whose mail waits here; ``most`` of them."""
+        return list(islice(dict.fromkeys(held.ticket.destination for held in self.tickets), most))
 
     def freed(self) -> bool:
         """A limit of ours has room. Whether anybody here wants it."""
@@ -143,6 +148,7 @@ class Site:
             self._wake.clear()
             if self._floor.stopping:
                 self._give_up_tickets()
+                self.lines.abandon()
             self.lines.retire()
             moved = False
             try:
@@ -344,9 +350,9 @@ class Site:
     async def _sleep(self, looked: float) -> None:
         """Until woken, or the first of the times that matter: all after ``looked``, also one that came since. A wait of
         a millisecond is over before a busy loop comes here, and nobody else would wake us for it."""
-        times = [self.lines.next_idle()]
+        times: list[float | None] = [self.lines.next_idle()]
         if self.tickets:
-            times += [self.lines.connect_after, self._pace_after]
+            times += [self.lines.connect_after, self._pace_after, self.lines.one_more_at()]
         wait = min((at - now() for at in times if at is not None and at > looked), default=None)
         with suppress(TimeoutError):
             async with asyncio.timeout(None if wait is None else max(wait, 0.001)):

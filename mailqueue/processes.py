@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -61,6 +61,30 @@ class Process:
     @property
     def name(self) -> str:
         return f"{self.role}@{self.host}:{self.pid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """A session that a delivery process would open: in which phase, and for how many seconds nothing was heard.
+    ``domains``: some of those whose mail waits for it."""
+
+    site: str
+    domains: tuple[str, ...]
+    peer: str
+    source: str
+    phase: str
+    seconds: int
+
+    def __str__(self) -> str:
+        what = {"connect": "to take the connection", "greeting": "to greet"}.get(self.phase, f"to answer {self.phase}")
+        return f"for {self.peer} {what}, {self.seconds} s by now" + (f", from {self.source}" if self.source else "")
+
+
+def opening(processes: Iterable[Process]) -> list[Waits]:
+    """What they said of it, some seconds ago; the longest first."""
+    said = [one for process in processes if process.role == "delivery" for one in process.live.get("opening", ())]
+    waits = [Waits(**{**one, "domains": tuple(one["domains"])}) for one in said]
+    return sorted(waits, key=lambda one: -one.seconds)
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from ipreputation.limits import limits_for
 from mailqueue import stopped
 from mailqueue.entries import Row
 from mailqueue.events import Event
-from mailqueue.processes import Process, present
+from mailqueue.processes import Process, Waits, opening, present
 from mailqueue.queue import Queue
 from mailqueue.scripts import Shard
 from mailqueue.selection import LEASED, QUEUED
@@ -67,6 +67,7 @@ class Facts:
     turn_until: int
     ahead: int
     history: tuple[Event, ...] = ()
+    opening: tuple[Waits, ...] = ()  # sessions there, the longest wait first
 
 
 class Witness:
@@ -104,6 +105,7 @@ class Witness:
             turn_until=turn_until,
             ahead=ahead,
             history=tuple(history),
+            opening=tuple(one for one in opening(processes) if route is not None and one.site == route.site),
         )
 
     async def _route(self, destination: str, pool: str) -> Route | None:

@@ -22,7 +22,7 @@ _KIND = {"connections": "connections open", "opening": "new connections", "messa
 @dataclass(frozen=True, slots=True)
 class Reason:
     """``code`` for programs: held · leased · suspended · no-worker · dns · no-source · over-limit · greylisted · deferred ·
-    turn · due."""
+    opening · turn · due."""
 
     code: str
     text: str
@@ -88,9 +88,12 @@ def _reasons(facts: Facts, limit: Standing | None) -> Iterator[Reason]:
         yield _deferred(facts)
     elif entry.due > now:
         yield Reason("deferred", f"due at {clock(entry.due)}, not attempted yet")
+    waits = entry.due <= now and not facts.stops
+    if waits and facts.opening:
+        yield _opening(facts)
     if limit is not None:
         yield Reason("over-limit", _over_limit(facts, limit))
-    elif entry.due <= now and not facts.stops:
+    elif waits and not facts.opening:
         yield _waiting(facts)
 
 
@@ -161,6 +164,12 @@ def _behind(facts: Facts, limit: Standing) -> float:
     """Seconds that those before it take at this pace, as far as it is theirs alone."""
     count, seconds = limit.rate
     return facts.ahead * seconds / count if limit.kind == "messages" and count else 0.0
+
+
+def _opening(facts: Facts) -> Reason:
+    since = spelled((facts.now - facts.row.entry.due) / 1000)
+    others = f"; {len(facts.opening) - 1} more sessions there are being opened" if len(facts.opening) > 1 else ""
+    return Reason("opening", f"due for {since}: delivery waits {facts.opening[0]}{others}")
 
 
 def _waiting(facts: Facts) -> Reason:

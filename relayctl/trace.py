@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from config.addresses import ascii_domain
-from mailqueue.processes import Process, present
+from mailqueue.processes import Process, opening, present
 from mailqueue.queue import Queue
 from mailqueue.traces import Batch, Kind, Line
 from relayctl.audit import Why, audited, record
@@ -48,6 +48,9 @@ def trace(
             async for batch in batches:
                 if not batch.lines and not batch.dropped:
                     typer.echo(f"listening to {len(ears)} processes for {for_}; Ctrl-C ends it", err=True)
+                    for one in opening(ears) if kind == "domain" else ():
+                        if value in one.domains:
+                            typer.echo(f"already under way: delivery waits {one}", err=True)
                 tell(batch, json)
 
     async def work(queue: Queue) -> None:

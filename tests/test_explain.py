@@ -47,6 +47,9 @@ recipients = ["someone@gmail.test"]
 not_recipients = ["someone@gob.test"]
 """
 SOURCES = [{"name": "default", "sources": [{"address": "127.0.1.1-127.0.1.2"}]}]
+FORMAL = RouteSettings.model_validate(
+    {"name": "formal", "host": "127.0.0.9", "port": 2525, "tls": "none", "recipient_domains": ["gob.test"]}
+)
 ONE_SOURCE = [{"name": "default", "sources": [{"address": "127.0.1.1"}]}]
 
 
@@ -238,29 +241,46 @@ def test_sources_that_rest(shared_redis: Any) -> None:
 
     async def scenario() -> None:
         async with opened(shared_redis.url) as queue, working(queue):
-            one = RouteSettings.model_validate(
-                {"name": "formal", "host": "127.0.0.9", "port": 2525, "tls": "none", "recipient_domains": ["gob.test"]}
-            )
-            settings = settings_of(shared_redis.url).model_copy(update={"routes": (one,)})
+            settings = settings_of(shared_redis.url).model_copy(update={"routes": (FORMAL,)})
             await queue.put(sent := message("a@gob.test"))
-            shard, wanted = queue.shards[0], Selection(ids=(sent.envelope.id,))
-
-            async def say(name: str, **rests: int) -> None:
-                rests_ = {"route:formal": {address.replace("_", "."): left for address, left in rests.items()}}
-                process = Process("delivery", name, 7, "", 0.0, "1", 1, live={"rests": rests_})
-                said = {**asdict(process), "at": now_ms() / 1000}
-                await shard.command("HSET", shard.prefix + "processes", process.name, orjson.dumps(said))
-
-            await say("a", **{"127_0_1_1": 300, "127_0_1_2": 500})
+            wanted = Selection(ids=(sent.envelope.id,))
+            await say(queue, "a", {"rests": {"route:formal": {"127.0.1.1": 300, "127.0.1.2": 500}}})
             (row,) = await explain(queue, settings, wanted)
             assert row["codes"][0] == "no-source" and row["waits_for"] == "a source to be tried again"
             assert "rest: 127.0.1.1, 127.0.1.2; the first is tried again in 5 min" in row["why"][0]["text"]
             assert abs(row["next_at"] - now_ms() - 300_000) < 5000
-            await say("b", **{"127_0_1_1": 200})
+            await say(queue, "b", {"rests": {"route:formal": {"127.0.1.1": 200}}})
             (row,) = await explain(queue, settings, wanted)
             assert row["codes"] == ["due"] and "resting: 127.0.1.1 (3 min 20 s)" in row["source"]
 
     asyncio.run(scenario())
+
+
+def test_a_host_that_does_not_greet(shared_redis: Any) -> None:
+    async def scenario() -> None:
+        async with opened(shared_redis.url) as queue, working(queue):
+            settings = settings_of(shared_redis.url).model_copy(update={"routes": (FORMAL,)})
+            await queue.put(sent := message("a@gob.test"))
+            wanted = Selection(ids=(sent.envelope.id,))
+            waits = {"domains": ["gob.test"], "peer": "127.0.0.9[127.0.0.9]", "source": "127.0.1.1"}
+            waits |= {"phase": "greeting", "seconds": 70}
+            await say(queue, "a", {"opening": [{"site": "elsewhere.test", **waits}]})
+            (row,) = await explain(queue, settings, wanted)
+            assert row["codes"] == ["due"]
+            await say(queue, "b", {"opening": [{"site": "route:formal", **waits, "seconds": n} for n in (4, 70)]})
+            (row,) = await explain(queue, settings, wanted)
+            assert row["codes"] == ["opening"]
+            text = "delivery waits for 127.0.0.9[127.0.0.9] to greet, 70 s by now, from 127.0.1.1; 1 more"
+            assert text in row["why"][0]["text"]
+
+    asyncio.run(scenario())
+
+
+async def say(queue: Queue, name: str, live: dict[str, Any]) -> None:
+    """As a delivery process says it of itself."""
+    shard, process = queue.shards[0], Process("delivery", name, 7, "", 0.0, "1", 1, live=live)
+    said = {**asdict(process), "at": now_ms() / 1000}
+    await shard.command("HSET", shard.prefix + "processes", process.name, orjson.dumps(said))
 
 
 def test_held_and_leased(shared_redis: Any, relayctl: Any) -> None:

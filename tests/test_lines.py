@@ -57,7 +57,7 @@ def test_a_reload_while_slots_are_asked_for_loses_none() -> None:
     )
     asyncio.run(lines.open_more(5, Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))))
     assert started == ["_establish"]
-    assert lines.opening == 1
+    assert len(lines.openings) == 1
 
 
 def test_a_wait_that_is_over_before_the_site_sleeps_is_not_slept_through() -> None:
