@@ -1,5 +1,6 @@
 """The share of an account's, or a campaign's, recipients that bounce: a list gone bad hurts everybody's reputation.
 
+Mail with the null reverse-path does not count: for each bounce the sender gets a DSN (RFC 3464), which is delivered.
 The last hour in twelve parts; memory of one process, filled again by what comes after a restart.
 """
 
@@ -25,7 +26,7 @@ class Bounces:
 
     def note(self, said: Said) -> None:
         event = said.event
-        if event.kind not in ("delivered", "bounced") or not event.account:
+        if event.kind not in ("delivered", "bounced") or not event.account or event.reverse_path == "":
             return
         settled, bounced = self._parts.setdefault(said.at // PART_MS, (Counter(), Counter()))
         whoms = [event.account, f"{event.account}/{event.campaign}"] if event.campaign else [event.account]

@@ -168,7 +168,7 @@ def _behind(facts: Facts, limit: Standing) -> float:
 
 def _opening(facts: Facts) -> Reason:
     since = spelled((facts.now - facts.row.entry.due) / 1000)
-    others = f"; {len(facts.opening) - 1} more sessions there are being opened" if len(facts.opening) > 1 else ""
+    others = f"; {len(facts.opening)} sessions are being opened there" if len(facts.opening) > 1 else ""
     return Reason("opening", f"due for {since}: delivery waits {facts.opening[0]}{others}")
 
 
@@ -209,7 +209,7 @@ def _next(facts: Facts, reasons: Sequence[Reason], limit: Standing | None) -> tu
     at = max(times)
     if limit is not None and limit.kind == "connections" and at <= now:
         return 0, f"a connection to end: {limit_text(limit)}"
-    return (at, times[at]) if at > now else (now, "its turn")
+    return (at, times[at]) if at > now else (now, "a session" if "opening" in codes else "its turn")
 
 
 def bound(sources: Sequence[SourceFacts]) -> Standing | None:

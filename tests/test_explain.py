@@ -270,8 +270,8 @@ def test_a_host_that_does_not_greet(shared_redis: Any) -> None:
             await say(queue, "b", {"opening": [{"site": "route:formal", **waits, "seconds": n} for n in (4, 70)]})
             (row,) = await explain(queue, settings, wanted)
             assert row["codes"] == ["opening"]
-            text = "delivery waits for 127.0.0.9[127.0.0.9] to greet, 70 s by now, from 127.0.1.1; 1 more"
-            assert text in row["why"][0]["text"]
+            text = "delivery waits for 127.0.0.9[127.0.0.9] to greet, 70 s by now, from 127.0.1.1; 2 sessions are"
+            assert text in row["why"][0]["text"] and row["waits_for"] == "a session"
 
     asyncio.run(scenario())
 

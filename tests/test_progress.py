@@ -129,9 +129,10 @@ def test_when_nobody_answers(said: list[Said], at: int, on: bool | None) -> None
 def test_a_list_gone_bad_is_seen_within_the_hour() -> None:
     bounces = Bounces()
 
-    def said(minute: int, kind: str, count: int, account: str = "rrhh", campaign: str = "") -> None:
+    def said(minute: int, kind: str, count: int, account: str = "rrhh", campaign: str = "", sender: str = "a@b") -> None:
+        event = Event(kind, 0, account=account, campaign=campaign, reverse_path=sender)
         for _ in range(count):
-            bounces.note(Said(60_000 * minute, Event(kind, 0, account=account, campaign=campaign)))
+            bounces.note(Said(60_000 * minute, event))
 
     said(0, "delivered", 900)
     said(0, "bounced", 99)
@@ -139,6 +140,8 @@ def test_a_list_gone_bad_is_seen_within_the_hour() -> None:
     said(2, "delivered", 180, campaign="march")
     said(2, "bounced", 20, campaign="march")
     assert bounces.judge(180_000) == {"rrhh/march": ("10% of its recipients bounced within an hour", 20)}
+    said(2, "delivered", 20, campaign="march", sender="")  # what tells the sender so
+    assert set(bounces.judge(180_000)) == {"rrhh/march"}
     said(2, "bounced", 10, account="few")
     said(30, "bounced", 200, account="bad")
     assert set(bounces.judge(31 * 60_000)) == {"rrhh/march", "bad"}
