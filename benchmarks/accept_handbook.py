@@ -113,9 +113,9 @@ class House:
     # ── what an operator looks at ──────────────────────────────────────────────────────────────────────────────
 
     def alarms(self) -> set[str]:
-        """Names of those that ring, by the first word of each line below the heading."""
-        _, said = self.shell.type("relayctl alarms")
-        return {row.split()[0] for row in said.splitlines()[1:] if row[:1].islower()}
+        """Names of those that ring; none while nobody can say."""
+        status, said = self.shell.type("relayctl alarms --json")
+        return {one["name"] for one in orjson.loads(said)} if not status else set()
 
     def queue_away(self) -> bool:
         """Only maintenance knows."""

@@ -133,7 +133,7 @@ def differences(old: Loaded, new: Loaded) -> dict[str, str]:
     changes = {
         key: f"{before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in [*after, *(key for key in before if key not in after)]
-        if (key in before, before.get(key)) != (key in after, after.get(key))
+        if (key in before, before.get(key)) != (key in after, after.get(key)) and not _spelled_out(key, before, after)
     }
     changes |= dict.fromkeys(_changed_secrets(old.settings, new.settings, before, after), "changed")
     for name in sorted({*old.passwords, *new.passwords}):
@@ -145,6 +145,11 @@ def differences(old: Loaded, new: Loaded) -> dict[str, str]:
             state = "changed" if name in rules[0] and name in rules[1] else ("new" if name in rules[1] else "removed")
             changes[f"providers.{name}"] = state
     return changes
+
+
+def _spelled_out(key: str, before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    """An empty list that has entries now, or had: they are named one by one."""
+    return any(other.startswith(f"{key}[") for other in (before if key in after else after))
 
 
 def _changed_secrets(old: Settings, new: Settings, before: dict[str, object], after: dict[str, object]) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailqueue.alarms import raised
+from mailqueue.processes import present
 from mailqueue.queue import Queue
 from relayctl.config import PathOption, load_or_exit
 from relayctl.queue import JsonOption, _console, on_queue, print_json
@@ -17,16 +18,20 @@ from relayctl.spans import moment
 
 
 def alarms(
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 while one is on, for a monitor.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 while one is on or nobody watches, for a monitor.")
+    ] = False,
     config: PathOption = None,
     json: JsonOption = False,
 ) -> None:
     """Alarms that are on, since when and why; docs/handbook.md says what to do about each."""
-    any_: list[str] = []
+    bad = False
 
     async def work(queue: Queue) -> None:
+        nonlocal bad
         found = await raised(queue.shards[0])
-        any_.extend(found)
+        watched = any(one.role == "maintenance" for one in await present(queue.shards[0]))
+        bad = bool(found) or not watched
         if json:
             print_json([asdict(alarm) for alarm in found.values()])
         elif not found:
@@ -36,7 +41,9 @@ def alarms(
             for alarm in found.values():
                 table.add_row(alarm.name, moment(alarm.since / 1000), str(alarm.count or ""), Text(alarm.reason))
             _console().print(table)
+        if not watched:
+            typer.echo("nobody watches: no maintenance process says that it runs", err=True)
 
     on_queue(load_or_exit(config), work)
-    if check and any_:
+    if check and bad:
         raise typer.Exit(1)

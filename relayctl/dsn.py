@@ -16,7 +16,7 @@ from relayctl.lines import Lines
 from relayctl.streams import on_streams, split
 from streams.connect import archive_of
 from streams.consumer import Consumer
-from streams.groups import Groups, checked_kinds
+from streams.groups import Group, Groups, checked_kinds
 from streams.merge import Merge
 from streams.positions import FORMS
 from streams.starts import starts
@@ -38,28 +38,35 @@ def tail(
     group: Annotated[str, typer.Option(help="Go on where this group is; made when there is none.")] = "",
     ack: Annotated[bool, typer.Option("--ack", help="Move the group on behind what was printed.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with its position.")] = False,
-    kinds: Annotated[str, typer.Option(metavar="KIND,…", help="Default " + ",".join(KINDS))] = "",
+    kinds: Annotated[
+        str,
+        typer.Option(metavar="KIND,…", help="Default those of the group; of a new one, or without, " + ",".join(KINDS)),
+    ] = "",
     owner: Annotated[str, typer.Option(help="Of a new group: whom to ask about it; default who calls.")] = "",
     start: Annotated[str, typer.Option("--from", help=FORMS + "; for a new group, or without one.")] = "new",
     end: Annotated[bool, typer.Option("--end", help="Stop where there is nothing more, instead of waiting.")] = False,
     config: PathOption = None,
 ) -> None:
     """Print what became of each recipient as it happens. A line is acknowledged once it is written: after a crash the
-    last ones come again. Without --ack a group is looked at and left as it is."""
+    last ones come again, and what is printed here no other reader of the group gets. Without --ack a group is looked at and
+    left as it is."""
     if ack and not group:
         raise typer.BadParameter("--ack needs --group: whose position is to move on?")
     loaded = load_or_exit(config)
-    wanted = tuple(split(kinds)) or KINDS
+    asked = tuple(split(kinds))
 
     async def work(queue: Queue) -> None:
-        checked_kinds(wanted)
-        if ack:
-            new = await Groups(queue.shards[0]).get(group) is None
-            reading = {"group": group, "owner": owner or (actor() if new else ""), "kinds": wanted, "end": end}
-            reading["start"] = start if new else "new"
-            await _acknowledged(queue, loaded.settings, reading, json=json)
-        else:
-            await _look(queue, loaded.settings, group, wanted, start, end=end, json=json)
+        known = await Groups(queue.shards[0]).get(group) if group else None
+        wanted = checked_kinds(asked or (known.kinds if known else KINDS))
+        if not ack:
+            await _look(queue, loaded.settings, known, wanted, start, end=end, json=json)
+            return
+        if known and wanted != known.kinds:
+            what, before = (", ".join(kinds) or "all kinds" for kinds in (wanted, known.kinds))
+            typer.echo(f"{group} reads {what} from now on; before: {before}", err=True)
+        reading = {"group": group, "owner": owner or ("" if known else actor()), "kinds": wanted, "end": end}
+        reading["start"] = "new" if known else start
+        await _acknowledged(queue, loaded.settings, reading, json=json)
 
     on_streams(loaded, work)
 
@@ -77,10 +84,9 @@ async def _acknowledged(queue: Queue, settings: Settings, reading: Mapping[str, 
 
 
 async def _look(
-    queue: Queue, settings: Settings, group: str, kinds: Sequence[str], start: str, *, end: bool, json: bool
+    queue: Queue, settings: Settings, known: Group | None, kinds: Sequence[str], start: str, *, end: bool, json: bool
 ) -> None:
     archive = archive_of(settings)
-    known = await Groups(queue.shards[0]).get(group) if group else None
     after = known.positions if known else await starts(queue.shards, archive, start)
     begin = {**(await starts(queue.shards, archive, "oldest")), **after}
     merge = Merge(queue.shards, archive, begin, end=end)

@@ -18,6 +18,7 @@ from relayctl.event_filter import Filter
 from relayctl.lines import Lines
 from relayctl.plain import plain
 from relayctl.queue import on_queue, print_json
+from relayctl.spans import moment
 from streams import ids
 from streams.connect import archive_of
 from streams.merged import replay
@@ -55,7 +56,10 @@ def tail(
 
     async def work(queue: Queue) -> None:
         begin = await _begin(queue, loaded.settings, start)
-        await Lines().print_all(_lines(queue, loaded.settings, begin, wanted, end=end, json=json))
+        lines = Lines()
+        await lines.print_all(_lines(queue, loaded.settings, begin, wanted, end=end, json=json))
+        if end and not lines.printed:
+            typer.echo(f"no such event {'from ' + start + ' on' if start != 'new' else 'came meanwhile'}", err=True)
 
     on_queue(loaded, work)
 
@@ -132,5 +136,12 @@ def _change(event: Event) -> str:
     """What was and what is, of an audit event."""
     if event.kind != "audit" or (event.before is None and event.after is None):
         return ""
-    said = ("–" if value is None else orjson.dumps(value).decode() for value in (event.before, event.after))
+    said = ("–" if value is None else orjson.dumps(_dated(value)).decode() for value in (event.before, event.after))
     return " → ".join(said)
+
+
+def _dated(value: object) -> object:
+    """Ends in Unix ms as people read them; 0 = none is said."""
+    if isinstance(value, dict) and isinstance(until := value.get("until"), int):
+        return {**value, "until": moment(until / 1000) if until else "resumed"}
+    return value

@@ -16,9 +16,10 @@ END_SECONDS = 2.0  # for a batch that is being written when a signal comes
 
 
 class Lines:
-    """To standard output."""
+    """To standard output. ``printed``: how many so far."""
 
     def __init__(self) -> None:
+        self.printed = 0
         sys.stdout.flush()
         self._between = asyncio.Event()  # no batch is half written
         self._between.set()
@@ -50,6 +51,7 @@ class Lines:
         async for batch in batches:
             self._between.clear()
             await self._write(b"".join(line + b"\n" for line in batch))
+            self.printed += len(batch)
             if written is not None:
                 await written()
             self._between.set()

@@ -136,7 +136,7 @@ def suspend(
     name, length = stop_key(key), _length(for_)
     kind, _, value = name.partition(":")
     if kind == "provider" and value != "default" and value not in loaded.providers.rules:
-        raise typer.BadParameter(f"no provider {value}{nearest(value, list(loaded.providers.rules))}")
+        raise typer.BadParameter(f"no provider {value}{instead(value, loaded)}")
     why = said(reason)
 
     async def work(queue: Queue) -> None:
@@ -144,9 +144,25 @@ def suspend(
         until = int((time.time() + length) * 1000) if length else 0
         trail = audited("queue suspend", name, why, before, {"until": until, "reason": why})
         await queue.suspend(name, length, why, trail)
+        typer.echo(f"suspended {name} {'for ' + for_ if for_ else 'until resumed'}")
+        if kind == "campaign" and not await _waits(queue, value):
+            typer.echo(f"no mail of {value} is in the queue now: it holds for what comes under that name", err=True)
 
     on_queue(loaded, work)
-    typer.echo(f"suspended {name} {'for ' + for_ if for_ else 'until resumed'}")
+
+
+async def _waits(queue: Queue, campaign: str) -> bool:
+    found = await inspect.summary(queue.shards)
+    return any(f"{flow.account}/{flow.campaign}" == campaign and flow.open for flow in found.flows)
+
+
+def instead(provider: str, loaded: Loaded) -> str:
+    """What may have been meant: a rule, or the destination of that name."""
+    names = sorted(loaded.providers.rules)
+    if near := nearest(provider, names):
+        return near
+    domain = f"; a domain is destination:{provider}" if _DOMAIN.fullmatch(provider) and "." in provider else ""
+    return f"{domain}; providers are default, {', '.join(names)}"
 
 
 @app.command()

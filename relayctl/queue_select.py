@@ -101,5 +101,7 @@ def known(selection: Selection, loaded: Loaded) -> Selection:
     name = selection.provider
     names = [*loaded.providers.rules, "default", *(PREFIX + route.name for route in loaded.settings.routes)]
     if name and name not in names:
-        raise typer.BadParameter(f"no provider {name}{nearest(name, names)}")
+        raise typer.BadParameter(
+            f"no provider {name}{nearest(name, names) or '; there are ' + ', '.join(sorted(names))}"
+        )
     return selection

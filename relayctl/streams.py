@@ -22,7 +22,7 @@ from streams.connect import archive_of
 from streams.groups import Group, GroupLost, GroupRefused, Groups
 from streams.lag import Lag, lags
 from streams.merge import Gap
-from streams.positions import FORMS, position
+from streams.positions import FORMS, is_position, position
 from streams.starts import starts
 
 app = typer.Typer(no_args_is_help=True)
@@ -103,7 +103,7 @@ def create(
         event = audited("streams create", name, why, None, after)
         if not await Groups(queue.shards[0]).create(name, whom, wanted, begin, event):
             raise GroupRefused(f"there is a group {name} already: relayctl streams show {name}")
-        typer.echo(f"created {name}, behind {' '.join(places)}")
+        typer.echo(f"created {name}: it reads {spoken(start)}")
 
     on_streams(loaded, work)
 
@@ -138,9 +138,15 @@ def rewind(
         places = [position(shard, id) for shard, id in sorted(begin.items())]
         event = audited("streams rewind", name, why, before.plain()["positions"], places)
         await Groups(queue.shards[0]).rewind(name, begin, f"rewound by {actor()}: {why}", event)
-        typer.echo(f"{name} goes on behind {' '.join(places)}")
+        typer.echo(f"{name} goes on with {spoken(to)}")
 
     on_streams(loaded, work)
+
+
+def spoken(start: str) -> str:
+    """Where a group begins, for people."""
+    words = {"new": "what is written from now on", "oldest": "the oldest event that is kept"}
+    return words.get(start, f"what is behind {start}" if is_position(start) else f"the events since {start}")
 
 
 def plain(group: Group, lag: Lag, loaded: Loaded) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from mailqueue.alarms import Alarm, raised
 from mailqueue.errors import QueueDown
+from mailqueue.processes import Presence, Process
 from mailqueue.queue import Queue
 from maintenance.alarms import Alarms
 from relayctl.main import app
@@ -172,7 +173,19 @@ def test_relayctl_shows_those_that_are_on(shared_redis: Any, tmp_path: Path) -> 
     def run(*words: str) -> Any:
         return CliRunner().invoke(app, ["alarms", *words, "--config", str(config)])
 
-    assert (run("--check").exit_code, run().stdout) == (0, "no alarm is on\n")
+    unwatched = run("--check")
+    assert (unwatched.exit_code, unwatched.stdout) == (1, "no alarm is on\n")
+    assert "nobody watches" in unwatched.stderr
+
+    async def watch() -> None:
+        async with opened(shared_redis.url) as queue:
+            process = Process("maintenance", "h", 7, "", 0.0, "1", 1)
+            presence = Presence(queue.shards[0], lambda: process)
+            await presence._say()
+
+    asyncio.run(watch())
+    watched = run("--check")
+    assert (watched.exit_code, watched.stdout) == (0, "no alarm is on\n") and "nobody" not in watched.stderr
 
     async def ring() -> None:
         async with opened(shared_redis.url) as queue:

@@ -129,7 +129,9 @@ def test_when_nobody_answers(said: list[Said], at: int, on: bool | None) -> None
 def test_a_list_gone_bad_is_seen_within_the_hour() -> None:
     bounces = Bounces()
 
-    def said(minute: int, kind: str, count: int, account: str = "rrhh", campaign: str = "", sender: str = "a@b") -> None:
+    def said(
+        minute: int, kind: str, count: int, account: str = "rrhh", campaign: str = "", sender: str = "a@b"
+    ) -> None:
         event = Event(kind, 0, account=account, campaign=campaign, reverse_path=sender)
         for _ in range(count):
             bounces.note(Said(60_000 * minute, event))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,10 @@ def test_suspend_and_resume(shared_redis: Any, relayctl: Relayctl) -> None:
     assert claimable(shared_redis.url) == ["a@x.test", "b@x.test"]
     tail = relayctl("events", "tail", "--from", "0", "--end").stdout
     assert "suspended" in tail and "account:one" in tail and "settled" in tail
+    ran = relayctl("queue", "suspend", "campaign:one/nowhere", "--for", "5m", "--reason", "typed wrong")
+    assert ran.exit_code == 0 and "no mail of one/nowhere is in the queue now" in ran.stderr
+    tail = relayctl("events", "tail", "--from", "0", "--end", "--kind", "audit").stdout
+    assert '"until":"resumed"' in tail and f'"until":"{time.strftime("%Y-%m-%d")}' in tail
 
 
 @pytest.mark.parametrize(
@@ -350,6 +355,7 @@ def test_suspend_and_resume(shared_redis: Any, relayctl: Relayctl) -> None:
         ("source:mx1", "source:<address>"),
         ("destination:", "destination:<domain>"),
         ("provider:gogle", "did you mean google"),
+        ("provider:gob.pe", "a domain is destination:gob.pe; providers are default, "),
     ],
 )
 def test_wrong_keys(relayctl: Relayctl, key: str, allowed: str) -> None:

@@ -80,7 +80,7 @@ def test_groups_are_made_seen_rewound_and_removed(shared_redis: Any, relayctl: R
     assert back.exit_code == 0, back.output
     assert orjson.loads(relayctl("streams", "show", "crm", "--json").stdout)["lag_events"] == 8
     one = relayctl("streams", "rewind", "crm", "--to", "1-5-0", "--reason", "shard 1 alone")
-    assert one.stdout == "crm goes on behind 1-5-0\n"
+    assert one.stdout == "crm goes on with what is behind 1-5-0\n"
     assert "bounced" in relayctl("streams", "show", "crm").stdout
     assert relayctl("streams", "remove", "crm", "--reason", "done").exit_code == 0
     for words in (
@@ -118,6 +118,19 @@ def test_what_is_wrong_is_said(relayctl: Relayctl, words: tuple[str, ...], statu
     ran = relayctl(*words)
     assert ran.exit_code == status, ran.output
     assert complaint in " ".join(ran.stderr.replace("│", " ").split())
+
+
+def test_dsn_tail_reads_what_its_group_reads(shared_redis: Any, relayctl: Relayctl) -> None:
+    happen(shared_redis.url)
+    made = relayctl("streams", "create", "crm", "--kinds", "bounced", "--from", "oldest", "--reason", "new CRM")
+    assert made.stdout == "created crm: it reads the oldest event that is kept\n"
+    words = ("dsn", "tail", "--group", "crm", "--json", "--end")
+    assert {row["kind"] for row in rows(relayctl(*words))} == {"bounced"}
+    assert {row["kind"] for row in rows(relayctl(*words, "--ack"))} == {"bounced"}
+    (group,) = orjson.loads(relayctl("streams", "list", "--json").stdout)
+    assert group["kinds"] == ["bounced"]
+    other = relayctl(*words, "--ack", "--kinds", "expired")
+    assert other.exit_code == 0 and "crm reads expired from now on; before: bounced\n" in other.stderr
 
 
 def test_dsn_tail_goes_on_where_the_group_is(shared_redis: Any, relayctl: Relayctl) -> None:
@@ -171,7 +184,8 @@ def test_events_tail_begins_in_the_archive(shared_redis: Any, config: Path, rela
     happen(shared_redis.url, 2)
     for start in ("2026-01-01", "oldest", "0"):
         assert len(rows(relayctl("events", "tail", "--from", start, "--end", "--json"))) == 8
-    assert rows(relayctl("events", "tail", "--from", "2100-01-01", "--end", "--json")) == []
+    none = relayctl("events", "tail", "--from", "2100-01-01", "--end", "--json")
+    assert none.stdout == "" and none.stderr.endswith("no such event from 2100-01-01 on\n")
 
 
 def test_the_cheap_test_of_a_filter_never_says_no_where_the_whole_one_says_yes() -> None:
