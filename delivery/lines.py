@@ -199,10 +199,12 @@ class Lines:
 
     def _look_elsewhere(self) -> None:
         """The next session tries other addresses than those that say nothing before it waits there, too."""
-        for one in self.openings:
-            if one.slow(now()) and one.address:
-                self._ground.doors.shun(one.address)
-                log.warning("host keeps us waiting", site=self._name, opening=len(self.openings), **one.plain(now()))
+        slow = [one for one in self.openings if one.slow(now())]
+        for one in slow:
+            self._ground.doors.shun(one.address)
+        if slow:
+            first = min(slow, key=lambda one: one.since)
+            log.warning("host keeps us waiting", site=self._name, opening=len(self.openings), **first.plain(now()))
 
     def _behind(self) -> set[str]:
         """Sources without a session here that have sent a turn less than one that has: there are sessions enough, but

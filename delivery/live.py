@@ -14,7 +14,7 @@ from mailqueue.paces import Paces
 
 MOST_SOURCES = 500
 MOST_RESTS = 100  # sites
-MOST_OPENING, MOST_DOMAINS = 50, 20
+MOST_OPENING, MOST_DOMAINS = 30, 10  # a word every few seconds must stay small
 WORTH_TELLING_SECONDS = 2.0  # since a word was heard
 
 

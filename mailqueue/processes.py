@@ -83,8 +83,9 @@ class Waits:
 def opening(processes: Iterable[Process]) -> list[Waits]:
     """What they said of it, some seconds ago; the longest first."""
     said = [one for process in processes if process.role == "delivery" for one in process.live.get("opening", ())]
-    waits = [Waits(**{**one, "domains": tuple(one["domains"])}) for one in said]
-    return sorted(waits, key=lambda one: -one.seconds)
+    names = Waits.__slots__  # a newer relay may say more than this one knows
+    known = [{name: one[name] for name in names} for one in said if one.keys() >= set(names)]
+    return sorted((Waits(**{**one, "domains": tuple(one["domains"])}) for one in known), key=lambda one: -one.seconds)
 
 
 @asynccontextmanager
