@@ -214,7 +214,7 @@ async def _do(queue: Queue, order: Order, entries: Entries, count: int, charge: 
     try:
         with progress(verb, count) as seen:
             await _pass(order, hand, entries, seen)
-        await _again(queue, order, hand)
+        await _again(queue, order, hand, count)
     finally:
         _tell(order, hand, count)
     after = {order.done: hand.done, **({"left": dict(hand.left)} if hand.left else {})}
@@ -228,16 +228,20 @@ async def _pass(order: Order, hand: Hand, entries: Entries, seen: Callable[[int]
         seen(len(rows))
 
 
-async def _again(queue: Queue, order: Order, hand: Hand) -> None:
-    """What workers had in hand comes back, or is final; the first pass has counted the others that were left."""
+async def _again(queue: Queue, order: Order, hand: Hand, count: int) -> None:
+    """What workers had in hand comes back, or is final; the first pass has counted the others that were left. One that
+    came back during the pass may have been met nowhere (:mod:`mailqueue.scan`): then there were fewer than counted."""
+    missed = hand.done + hand.left.total() < count
     deadline, left = asyncio.get_running_loop().time() + order.wait, Counter(hand.left)
     where = order.selection.states or frozenset(STATES)
     rest = replace(order.selection, states=where - {HELD} if order.verb == "hold" else where)
-    while left[IN_HAND] and asyncio.get_running_loop().time() < deadline:
+    while (left[IN_HAND] or missed) and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(PAUSE_SECONDS)
         hand.left.clear()
+        before = hand.done
         await _pass(order, hand, Entries(queue.shards, rest), lambda _count: None)
         left[IN_HAND] = hand.left[IN_HAND]
+        missed = hand.done > before
         hand.left = +left
 
 

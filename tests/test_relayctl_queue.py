@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +236,35 @@ def test_what_a_worker_has_is_waited_for(shared_redis: Any, relayctl: Relayctl, 
             await worker.settle(Settlement(one, "again", None, now_ms() + 600_000, State(1)))
             return await ran
 
+    ran = asyncio.run(scenario())
+    assert ran.exit_code == 0 and " 2 of 2 recipients\n" in ran.stdout and "left" not in ran.stdout, ran.output
+
+
+def test_what_comes_back_between_two_places_is_met_by_a_second_look(
+    shared_redis: Any, relayctl: Relayctl, monkeypatch: Any
+) -> None:
+    """It was in a worker's hands when the queues were gone through, and in a queue when the hands were."""
+    put(shared_redis.url, message("a@x.test"), message("b@x.test"))
+    apply, met, back = Hand.apply, threading.Event(), threading.Event()
+
+    async def slowly(hand: Hand, rows: Any) -> None:
+        await apply(hand, rows)
+        if rows:
+            met.set()
+            await asyncio.to_thread(back.wait, 10)
+
+    async def scenario() -> Any:
+        async with opened(shared_redis.url) as queue, working(queue) as worker:
+            one, two = await claim_all(worker)
+            await worker.settle(Settlement(two, "back"))
+            words = ("queue", "remove", "--destination", "x.test", "--reason", "wrong", "--wait", "1m")
+            ran = asyncio.create_task(asyncio.to_thread(relayctl, *words))
+            await asyncio.to_thread(met.wait, 10)
+            await worker.settle(Settlement(one, "again", None, now_ms() + 600_000, State(1)))
+            back.set()
+            return await ran
+
+    monkeypatch.setattr(Hand, "apply", slowly)
     ran = asyncio.run(scenario())
     assert ran.exit_code == 0 and " 2 of 2 recipients\n" in ran.stdout and "left" not in ran.stdout, ran.output
 
