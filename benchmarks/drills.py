@@ -46,6 +46,10 @@ class Drill:
         return any(line.when == "fires" for line in self.lines)
 
     @property
+    def ends(self) -> bool:
+        return any(line.when == "ends" for line in self.lines)
+
+    @property
     def seconds(self) -> int:
         """The longest it may take."""
         return sum(line.seconds for line in self.lines)
