@@ -25,14 +25,13 @@ from delivery.reply import Phase
 from delivery.rests import Rests
 from delivery.router import Route
 from delivery.tls import TlsMode
-from ipreputation.choose import levelled, order, steadfast
-from ipreputation.limits import Limits, limits_for
+from delivery.turns import Turns
+from ipreputation.limits import Limits
 from ipreputation.store import Lease, LimitStore
 from mailqueue.events import SOURCES_REST
 
 REST_SECONDS = {"reply": 600.0, "address_gone": 60.0}  # a source that a site refuses, or that is not there
 FIRST_SESSIONS = 2  # as long as none has been let in
-TURN = 5  # transactions by which a source may be ahead of one without a session
 PAUSE_SECONDS = 1.0  # when this machine has no port left
 
 log = structlog.get_logger("delivery")
@@ -98,42 +97,41 @@ class Lines:
         halted: Callable[[], None],
         waiting: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        self.rule, self.sources = rule, sources
         self.openings: list[Opening] = []
         self.connect_after = 0.0
         self._worth = 0  # sessions worth having when last looked at
         self._name = name
+        self._turns = Turns(name, rule, sources)
         self._ground = ground
         self._start, self._changed, self._failed, self._halted = start, changed, failed, halted
         self._waiting = waiting
         self._open: list[Line] = []
-        self._served: dict[str, float] = {}  # transactions by source
-        self._limits: dict[str, Limits] = {}
-        self._own: dict[str, int] = {}  # source → its place in the site's own order
         self._paused_until = 0.0
 
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def rule(self) -> ProviderRule:
+        return self._turns.rule
+
     def configure(self, rule: ProviderRule, sources: tuple[Source, ...]) -> None:
         """Sessions open from now on follow these; open ones end under the old."""
-        self.rule, self.sources = rule, sources
-        self._limits.clear()
-        self._own.clear()
+        self._turns.configure(rule, sources)
 
     # ── which ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def ready(self) -> list[Line]:
         """Sessions that can send now, those of the least served source first."""
         lines = [line for line in self._open if not line.busy and line.left > 0]
-        lines.sort(key=lambda line: (self._level(line.source), line.idle_since))
+        lines.sort(key=lambda line: (self._turns.level(line.source), line.idle_since))
         return lines
 
     def serve(self, line: Line, transactions: int) -> None:
         """It has been handed so many."""
         line.busy = True
         line.given += transactions
-        self._served[line.source.address] = self._served.get(line.source.address, 0.0) + transactions
+        self._turns.serve(line.source, transactions)
 
     def done(self, line: Line) -> None:
         """Its transactions have ended."""
@@ -146,9 +144,6 @@ class Lines:
     def next_idle(self) -> float | None:
         """When the next idle session has been so for too long."""
         return min((line.idle_since + self._ground.idle_seconds for line in self._open if not line.busy), default=None)
-
-    def _level(self, source: Source) -> float:
-        return self._served.get(source.address, 0.0) / max(source.weight, 1)
 
     def sources_open(self) -> list[str]:
         """One for each session."""
@@ -177,7 +172,7 @@ class Lines:
         if not candidates:
             await self._no_source(route)
             return
-        by_address = {source.address: source for source in self.sources}  # a reload may come while we ask
+        by_address = {source.address: source for source in self._turns.sources}  # a reload may come while we ask
         while want > 0:
             granted = await self._ground.store.connect(candidates, want, each=1)
             for lease in granted.leases:
@@ -207,66 +202,31 @@ class Lines:
             log.warning("host keeps us waiting", site=self._name, opening=len(self.openings), **first.plain(now()))
 
     def _behind(self) -> set[str]:
-        """Sources without a session here that have sent a turn less than one that has: there are sessions enough, but
-        the same few sources would send until each session is used up."""
-        if not self._open or self._greylists():
-            return set()
-        having = {line.source.address for line in self._open}
-        level = max(self._level(line.source) for line in self._open) - TURN
-        return {one.address for one in self.sources if one.address not in having and self._level(one) < level}
+        return set() if self._greylists() else self._turns.behind([line.source for line in self._open])
 
     def _usable(self, route: Route, stopped: Collection[str]) -> list[Source]:
         versions = {6 if ":" in address else 4 for host in route.hosts for address in host.addresses}
-        return usable(self.sources, versions, self._ground.rests.at(self._name, now()), stopped)
+        return usable(self._turns.sources, versions, self._ground.rests.at(self._name, now()), stopped)
 
     def _candidates(self, route: Route) -> list[tuple[str, Limits]]:
-        """Sources by how few sessions they have here, then by how little they have sent; at a site that is no provider's by
-        its own order, so that the few mails it gets come from where it knows us, and one that greylists has just one."""
+        """In order; at a site that is no provider's and greylists just one."""
         found = self._usable(route, self._ground.stopped_sources)
-        own = None if self.rule.roll_up else self._own_order()
-        if own is not None and self._greylists():
-            found = self._foremost(found)
-        count = {source.address: 0 for source in found}
-        for address in (*self.sources_open(), *(one.source for one in self.openings)):
-            if address in count:
-                count[address] += 1
-        turn = own
-        if turn is None:
-            served = order([(source.address, source.weight) for source in found], self._served)
-            turn = {address: place for place, address in enumerate(served)}
-        found.sort(key=lambda source: (count[source.address] / source.weight, turn[source.address]))
-        return [(source.address, self._limits_of(source)) for source in found]
-
-    def _own_order(self) -> dict[str, int]:
-        if not self._own:
-            ordered = steadfast(self._name, [(source.address, source.weight) for source in self.sources])
-            self._own = {address: place for place, address in enumerate(ordered)}
-        return self._own
+        if not self.rule.roll_up and self._greylists():
+            found = self._turns.foremost(found)
+        return self._turns.candidates(found, [*self.sources_open(), *(one.source for one in self.openings)])
 
     def _greylists(self) -> bool:
         return self._ground.grey.has(self._name, now())
-
-    def _foremost(self, found: list[Source]) -> list[Source]:
-        """The first of them in the site's own order, alone."""
-        own = self._own_order()
-        return sorted(found, key=lambda source: own[source.address])[:1]
 
     def greylisted(self, route: Route) -> None:
         """It wants the same address again, later: sessions of others end with the transaction under way."""
         if self.rule.roll_up:  # a smarthost, or one host of many, whose provider knows us
             return
         self._ground.grey.note(self._name, now())
-        foremost = self._foremost(self._usable(route, self._ground.stopped_sources))
+        foremost = self._turns.foremost(self._usable(route, self._ground.stopped_sources))
         for line in self._open if foremost else ():
             if line.source.address != foremost[0].address:
                 line.finish()
-
-    def _limits_of(self, source: Source) -> Limits:
-        limits = self._limits.get(source.address)
-        if limits is None:
-            limits = self._limits[source.address] = limits_for(self.rule, self._name, source.address)
-            self._served = levelled([(s.address, s.weight) for s in self.sources], self._served)
-        return limits
 
     async def _no_source(self, route: Route) -> None:
         """Every source rests here, is stopped, or is of the wrong family."""

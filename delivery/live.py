@@ -26,8 +26,8 @@ def figures(
     now: float,
 ) -> dict[str, object]:
     """Recipients a second by what became of them; of each source the open sessions, the sites where it rests and what it
-    delivered a second, and how many seconds it still rests at which site; of each provider what it took a second; the longest waits of sessions that are being opened.
-    ``now``: the loop's clock."""
+    delivered a second, and how many seconds it still rests at which site; of each provider what it took a second; of the
+    sessions that are being opened the longest waits. ``now``: the loop's clock."""
     sites = list(sites)
     rates = paces.rates()
     sessions = Counter(address for site in sites for address in site.lines.sources_open())
