@@ -334,6 +334,9 @@ class Engine:
     def free_sessions(self) -> int:
         return self._load.free_sessions()
 
+    def ample_sessions(self) -> bool:
+        return self._load.ample_sessions()
+
     def free_items(self) -> int:
         return self._load.free_items()
 

@@ -75,6 +75,7 @@ class Ground(Protocol):
     def stopped_sources(self) -> Collection[str]: ...
 
     def free_sessions(self) -> int: ...
+    def ample_sessions(self) -> bool: ...
     def session_opened(self) -> None: ...
     def session_closed(self) -> None: ...
     async def release(self, lease: Lease) -> None: ...
@@ -100,6 +101,7 @@ class Lines:
         self.openings: list[Opening] = []
         self.connect_after = 0.0
         self._worth = 0  # sessions worth having when last looked at
+        self._one_more_after = 0.0
         self._name = name
         self._turns = Turns(name, rule, sources)
         self._ground = ground
@@ -158,7 +160,10 @@ class Lines:
         self._worth = sessions_worth_having(demand, most)
         lacking = self._worth - alive - len(self.openings)
         if (at := self.one_more_at()) is not None and now() >= at:
-            lacking = 1
+            if self._ground.ample_sessions():
+                lacking = 1
+            else:
+                self._one_more_after = now() + 5 * PAUSE_SECONDS
         want = min(lacking, self._ground.free_sessions(), demand - idle)
         behind = self._behind() if want <= 0 < self._ground.free_sessions() and not self.openings else set()
         if (want <= 0 and not behind) or demand <= 0 or now() < self.connect_after:
@@ -190,7 +195,9 @@ class Lines:
     def one_more_at(self) -> float | None:
         """When those under way will have been silent for too long to wait for them alone; None while they are too few."""
         beyond = len(self._open) + len(self.openings) - self._worth
-        return one_more_at(self.openings, beyond, now()) if self.openings and beyond >= 0 else None
+        if not self.openings or beyond < 0:
+            return None
+        return max(one_more_at(self.openings, beyond, now()), self._one_more_after)
 
     def _look_elsewhere(self) -> None:
         """The next session tries other addresses than those that say nothing before it waits there, too."""

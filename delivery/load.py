@@ -18,6 +18,10 @@ class Load:
     def free_sessions(self) -> int:
         return self.settings.max_sessions - self.sessions
 
+    def ample_sessions(self) -> bool:
+        """Half of them are free: room for what is a guess."""
+        return 2 * self.sessions <= self.settings.max_sessions
+
     def free_items(self) -> int:
         return self.settings.max_in_flight - self.items if self.free_bytes() > 0 else 0
 

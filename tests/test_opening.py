@@ -81,6 +81,22 @@ def test_the_other_mail_host_is_tried_while_the_first_says_nothing(play: Callabl
     play(scenario, scenario=path)
 
 
+def test_silent_hosts_leave_room_for_others(play: Callable[..., None]) -> None:
+    """A further try only while half of the sessions are free."""
+
+    async def scenario(it: Rig) -> None:
+        for name in ("gmail.test", "gob.test"):
+            await it.sandbox.set_behaviour(name, "silent")
+            await it.queue.put(message(f"a@{name}"))
+        await eventually(lambda: hanging(it, 2))
+        await eventually(lambda: told(it, 2))  # silent for ten times as long as patience lasts
+        await it.queue.put(message("a@yahoo.test"))
+        await it.until({"delivered": 1})
+        assert await hanging(it, 2) and not await hanging(it, 3)
+
+    play(scenario, max_sessions=3)
+
+
 def test_a_stop_does_not_wait_for_a_greeting(play: Callable[..., None]) -> None:
     async def scenario(it: Rig) -> None:
         await it.sandbox.set_behaviour("gmail.test", "silent")
@@ -117,8 +133,8 @@ def opening_of(it: Rig) -> list[Any]:
     return found
 
 
-async def told(it: Rig) -> bool:
-    return bool(opening_of(it))
+async def told(it: Rig, count: int = 1) -> bool:
+    return len(opening_of(it)) >= count
 
 
 async def hanging(it: Rig, count: int) -> bool:
