@@ -18,9 +18,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -38,6 +40,7 @@ CONFIG = "export TAMBO_CONFIG=$PWD/var/tambo.toml"
 TYPED_SECONDS = 120.0
 LOOK_SECONDS = 2.0
 AT_ONCE = 6  # drills, which mostly wait
+STARTING = threading.Lock()  # two that look for free ports at once may find the same
 EMPTY_SECONDS = 360.0  # the longest wait of one that was deferred twice
 PATH = f"{Path(sys.executable).parent}:{TOOLS}:{os.environ['PATH']}"
 
@@ -104,7 +107,8 @@ class House:
     def up(self) -> None:
         """``relayctl up`` where the shell stands."""
         self.is_up = True
-        self._running.enter_context(self._up())
+        with STARTING:
+            self._running.enter_context(self._up())
         if self._prometheus_wanted:
             self._running.enter_context(self._prometheus())
 
@@ -253,11 +257,9 @@ def process(command: list[str], directory: Path, log: object) -> Iterator[subpro
 
 def played(drill: Drill, directory: Path) -> Iterator[tuple[Drill, bool, str]]:
     """In a house of its own."""
+    given = () if any(line.command == UP for line in drill.lines) else (Line(UP), Line(CONFIG))
     with House(directory, prometheus=drill.prometheus) as house:
-        if all(line.command != UP for line in drill.lines):
-            house.up()
-            house.shell.type(CONFIG)
-        yield tried(drill, house)
+        yield tried(replace(drill, lines=(*given, *drill.lines)), house)
 
 
 def played_together(wanted: Sequence[Drill], directory: Path) -> Iterator[tuple[Drill, bool, str]]:
