@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from config.load import Loaded
 from config.settings import RouteSettings, Settings
+from delivery.pool import Source
 from delivery.routes import Routes
 from ipreputation.limits import Limits, limits_for
 from ipreputation.store import LimitStore
@@ -133,7 +134,7 @@ def test_what_waits_for_a_pace(play: Any) -> None:
         assert min(abs(ahead - before * 1800.05) for before in (0, 1, 2)) < 5, "those before it have their turn first"
         assert {one["kind"] for one in row["limits"]} == {"connections", "opening", "messages"}
         (site,) = [site for site in it.engine._sites.values() if site.name == "google"]
-        site.lines.rest(site.lines.sources[0], "554 5.7.1 blocked")
+        site.lines.rest(Source("127.0.1.1", "x.test"), "554 5.7.1 blocked")
         assert it.engine.live()["rests"] == {"google": {"127.0.1.1": 600}}
 
     play(story, rules=RULES, pools=ONE_SOURCE)
