@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from typing import Literal
 
@@ -52,7 +53,7 @@ async def connect(address: str, port: int, source: str | None, timeout: float) -
         if isinstance(error, TimeoutError) and not error.errno:  # ours; the kernel's ETIMEDOUT carries its number
             raise SessionFailed("timeout", Phase.CONNECT, f"no connection within {timeout:g} s") from None
         if isinstance(error, OSError):
-            raise SessionFailed(_kind(error), Phase.CONNECT, error.strerror or str(error)) from error
+            raise SessionFailed(_kind(error), Phase.CONNECT, _said(error)) from error
         raise
 
 
@@ -73,6 +74,11 @@ def _bound(address: str, source: str | None) -> socket.socket:
             raise SessionFailed("address_gone", Phase.CONNECT, f"{source}: {error.strerror}") from error
         raise
     return made
+
+
+def _said(error: OSError) -> str:
+    """The system's words; the loop's would show its arguments."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _kind(error: OSError) -> Kind:

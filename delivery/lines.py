@@ -101,6 +101,7 @@ class Lines:
         self.openings: list[Opening] = []
         self.connect_after = 0.0
         self._worth = 0  # sessions worth having when last looked at
+        self._tries = 0  # further ones, since anybody got in
         self._one_more_after = 0.0
         self._name = name
         self._turns = Turns(name, rule, sources)
@@ -120,6 +121,7 @@ class Lines:
     def configure(self, rule: ProviderRule, sources: tuple[Source, ...]) -> None:
         """Sessions open from now on follow these; open ones end under the old."""
         self._turns.configure(rule, sources)
+        self._tries = 0
 
     # ── which ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,12 +161,8 @@ class Lines:
         most = FIRST_SESSIONS + 3 * alive  # slow start: who lets two in may let eight in
         self._worth = sessions_worth_having(demand, most)
         lacking = self._worth - alive - len(self.openings)
-        if (at := self.one_more_at()) is not None and now() >= at:
-            if self._ground.ample_sessions():
-                lacking = 1
-            else:
-                self._one_more_after = now() + 5 * PAUSE_SECONDS
-        want = min(lacking, self._ground.free_sessions(), demand - idle)
+        further = self._further()
+        want = min(max(lacking, further), self._ground.free_sessions(), demand - idle)
         behind = self._behind() if want <= 0 < self._ground.free_sessions() and not self.openings else set()
         if (want <= 0 and not behind) or demand <= 0 or now() < self.connect_after:
             return
@@ -180,6 +178,7 @@ class Lines:
         by_address = {source.address: source for source in self._turns.sources}  # a reload may come while we ask
         while want > 0:
             granted = await self._ground.store.connect(candidates, want, each=1)
+            self._tries += further if granted.leases else 0
             for lease in granted.leases:
                 self._look_elsewhere()
                 self.openings.append(opening := Opening(lease.source))
@@ -194,10 +193,19 @@ class Lines:
 
     def one_more_at(self) -> float | None:
         """When those under way will have been silent for too long to wait for them alone; None while they are too few."""
-        beyond = len(self._open) + len(self.openings) - self._worth
-        if not self.openings or beyond < 0:
+        if not self.openings or len(self._open) + len(self.openings) < self._worth:
             return None
-        return max(one_more_at(self.openings, beyond, now()), self._one_more_after)
+        return max(one_more_at(self.openings, self._tries, now()), self._one_more_after)
+
+    def _further(self) -> int:
+        """1 when that time has come."""
+        at = self.one_more_at()
+        if at is None or now() < at:
+            return 0
+        if not self._ground.ample_sessions():
+            self._one_more_after = now() + 5 * PAUSE_SECONDS
+            return 0
+        return 1
 
     def _look_elsewhere(self) -> None:
         """The next session tries other addresses than those that say nothing before it waits there, too."""
@@ -260,6 +268,7 @@ class Lines:
             )
             line = Line(session, lease, source, now())
             self._open.append(line)
+            self._let_in(opening)
             metrics.opened.labels(self.rule.name).inc()
             metrics.sessions.labels(self.rule.name).inc()
         except NoSession as refusal:
@@ -272,6 +281,13 @@ class Lines:
             if line is None:
                 self._ground.session_closed()
                 await self._ground.release(lease)
+
+    def _let_in(self, opening: Opening) -> None:
+        """Who has waited since before it began waits in vain."""
+        self._tries = 0
+        for one in self.openings:
+            if one.slow(now()) and one.since < opening.began:
+                one.cancel()
 
     async def _refused(self, refusal: NoSession, source: Source) -> None:
         self._ground.metrics.refused.labels(source.address, refusal.kind).inc()

@@ -50,9 +50,17 @@ def figures(
 
 def _opening(sites: Iterable[Site], now: float) -> list[dict[str, object]]:
     found = [
-        (now - one.since, {"site": site.name, "domains": site.domains(MOST_DOMAINS), **one.plain(now)})
+        (now - one.since, {"site": site.name, "domains": domains, "again": again, **one.plain(now)})
         for site in sites
+        if site.lines.openings
+        for domains, again in [(site.domains(MOST_DOMAINS), _again(site, now))]
         for one in site.lines.openings
         if now - one.since >= WORTH_TELLING_SECONDS
     ]
     return [said for _, said in nlargest(MOST_OPENING, found, key=itemgetter(0))]
+
+
+def _again(site: Site, now: float) -> int:
+    """Seconds until one more session is tried, -1 = none is planned."""
+    at = site.lines.one_more_at() if site.tickets else None
+    return -1 if at is None else max(round(at - now), 0)

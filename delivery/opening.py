@@ -3,7 +3,8 @@
 A host may take a connection and say nothing for as long as the greeting's time-out lasts (RFC 5321 §4.5.3.2.1: 5 minutes).
 What is silent for :data:`PATIENCE_SECONDS` no longer counts as a session that is about to be there: one more is opened, the
 next after twice as long, and so on, so that a host that is well again is noticed and one that is overloaded is not flooded.
-Only while half of the process' sessions are free: many silent hosts must not take what others would use.
+Whoever gets in ends those that have waited for longer, and the count begins anew, as after a reload. Only while half of the
+process' sessions are free: many silent hosts must not take what others would use.
 Before there is a connection the kernel asks again by itself, and for a shorter time.
 """
 
@@ -19,9 +20,9 @@ PATIENCE_SECONDS = 15.0  # hosts that let a client wait on purpose do so for les
 
 class Opening:
     """One of them; made by the task that opens it, and an ``Ear`` of its session. ``host``, ``address``: of whom it waits
-    for now; ``since``: of the loop's clock, when that one was last heard."""
+    for now; ``since``: of the loop's clock, when that one was last heard, and ``began``, when the first was tried."""
 
-    __slots__ = ("_cancelled", "_ear", "_loop", "_task", "address", "host", "phase", "since", "source")
+    __slots__ = ("_cancelled", "_ear", "_loop", "_task", "address", "began", "host", "phase", "since", "source")
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -31,7 +32,7 @@ class Opening:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
-        self.since = self._loop.time()
+        self.since = self.began = self._loop.time()
 
     def begins(self) -> None:
         """The task that runs now is the one to be cancelled; CancelledError when it is so already."""
@@ -65,8 +66,8 @@ class Opening:
         return {"peer": peer, "source": self.source, "phase": self.phase.value, "seconds": round(now - self.since)}
 
 
-def one_more_at(openings: Collection[Opening], beyond: int, now: float) -> float:
-    """When a further one is worth a try, if none is heard until then; ``beyond``: so many more than are worth having are
-    open or under way already. ``openings`` must not be empty."""
-    wait = PATIENCE_SECONDS * float(2 ** min(beyond, 10))
+def one_more_at(openings: Collection[Opening], tries: int, now: float) -> float:
+    """When a further one is worth a try, if none is heard until then; ``tries``: further ones so far. ``openings`` must not
+    be empty."""
+    wait = PATIENCE_SECONDS * float(2 ** min(tries, 10))
     return wait + max(now if one.phase is Phase.CONNECT else one.since for one in openings)

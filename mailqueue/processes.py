@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -66,7 +66,7 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class Waits:
     """A session that a delivery process would open: in which phase, and for how many seconds nothing was heard.
-    ``domains``: some of those whose mail waits for it."""
+    ``domains``: some of those whose mail waits for it; ``again``: seconds until one more is tried there, -1 = none is."""
 
     site: str
     domains: tuple[str, ...]
@@ -74,6 +74,7 @@ class Waits:
     source: str
     phase: str
     seconds: int
+    again: int = -1
 
     def __str__(self) -> str:
         what = {"connect": "to take the connection", "greeting": "to greet"}.get(self.phase, f"to answer {self.phase}")
@@ -83,9 +84,9 @@ class Waits:
 def opening(processes: Iterable[Process]) -> list[Waits]:
     """What they said of it, some seconds ago; the longest first."""
     said = [one for process in processes if process.role == "delivery" for one in process.live.get("opening", ())]
-    names = Waits.__slots__  # a newer relay may say more than this one knows
-    known = [{name: one[name] for name in names} for one in said if one.keys() >= set(names)]
-    return sorted((Waits(**{**one, "domains": tuple(one["domains"])}) for one in known), key=lambda one: -one.seconds)
+    names = {field.name for field in fields(Waits)}  # a newer relay may say more than this one knows
+    known = [Waits(**{key: one[key] for key in names & one.keys()}) for one in said if names - {"again"} <= one.keys()]
+    return sorted((replace(one, domains=tuple(one.domains)) for one in known), key=lambda one: -one.seconds)
 
 
 @asynccontextmanager

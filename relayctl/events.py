@@ -111,7 +111,9 @@ def _lost(shard: int, after: str, next_id: str) -> None:
 
 def line(event: Event) -> str:
     """Time, kind, whom it is about, and what there is to say; empty fields are left out."""
-    clock = time.strftime("%H:%M:%S", time.localtime(event.at / 1000)) + f".{event.at % 1000:03d}"
+    at = time.localtime(event.at / 1000)
+    day = "" if at[:3] == time.localtime()[:3] else time.strftime("%Y-%m-%d ", at)
+    clock = day + time.strftime("%H:%M:%S", at) + f".{event.at % 1000:03d}"
     whom = event.recipient or ", ".join(event.recipients) or event.destination
     next_at = time.strftime("next %H:%M:%S", time.localtime(event.next_at / 1000)) if event.next_at else ""
     words = (

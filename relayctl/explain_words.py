@@ -119,7 +119,7 @@ def _suspended(stop: Stop, destination: str, now: int) -> str:
 def _no_worker(facts: Facts) -> str:
     roles = sorted({process.role for process in facts.processes if process.role != "delivery"})
     alive = f" (running: {', '.join(roles)})" if roles else ""
-    return f"no delivery process has a lease on this queue{alive}: nothing is sent until one is started"
+    return f"no delivery process has a lease on this queue{alive}: nothing is sent until one runs"
 
 
 def _no_source(facts: Facts) -> str:
@@ -209,7 +209,10 @@ def _next(facts: Facts, reasons: Sequence[Reason], limit: Standing | None) -> tu
     at = max(times)
     if limit is not None and limit.kind == "connections" and at <= now:
         return 0, f"a connection to end: {limit_text(limit)}"
-    return (at, times[at]) if at > now else (now, "a session" if "opening" in codes else "its turn")
+    if at <= now and "opening" in codes:
+        again = [one.again for one in facts.opening if one.again >= 0]
+        return (now + min(again) * 1000, "a session: one more is tried then") if again else (now, "a session")
+    return (at, times[at]) if at > now else (now, "its turn")
 
 
 def bound(sources: Sequence[SourceFacts]) -> Standing | None:

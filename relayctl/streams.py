@@ -55,7 +55,7 @@ def list_(config: PathOption = None, json: JsonOption = False) -> None:
         table = Table("group", "owner", "kinds", "read by", "last read", "behind", "events", box=None, pad_edge=False)
         for group in groups:
             lag = found[group.name]
-            words = (group.name, group.owner, ", ".join(group.kinds) or "all", reader(group), moment(group.read / 1000))
+            words = (group.name, group.owner, ", ".join(group.kinds) or "all", reader(group), last_read(group))
             table.add_row(*map(Text, words), spelled(lag.seconds), str(lag.events))
         Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
@@ -73,8 +73,8 @@ def show(name: GroupName, config: PathOption = None, json: JsonOption = False) -
         if json:
             print_json(record)
             return
-        for key in ("created", "read", "expires"):
-            record[key] = moment(record[key] / 1000)
+        record |= {key: moment(record[key] / 1000) for key in ("created", "expires")}
+        record["read"] = last_read(group)
         for key, value in record.items():
             typer.echo(f"{key:<13} {', '.join(value) or '–' if isinstance(value, list) else value or '–'}")
 
@@ -154,6 +154,11 @@ def plain(group: Group, lag: Lag, loaded: Loaded) -> dict[str, Any]:
     expires = group.read + int(loaded.settings.streams.group_expire_seconds * 1000)
     behind = {"lag_events": lag.events, "lag_seconds": round(lag.seconds, 3)}
     return {**group.plain(), "expires": expires, "reads": reader(group), **behind}
+
+
+def last_read(group: Group) -> str:
+    """For people: a new one counts as read, so that it is not forgotten at once."""
+    return moment(group.read / 1000) if group.read > group.created else "never"
 
 
 def reader(group: Group) -> str:

@@ -270,9 +270,13 @@ def test_a_host_that_does_not_greet(shared_redis: Any) -> None:
             assert row["codes"] == ["due"]
             await say(queue, "b", {"opening": [{"site": "route:formal", **waits, "seconds": n} for n in (4, 70)]})
             (row,) = await explain(queue, settings, wanted)
-            assert row["codes"] == ["opening"]
+            assert row["codes"] == ["opening"] and abs(row["next_at"] - now_ms()) < 5000
             text = "delivery waits for 127.0.0.9[127.0.0.9] to greet, 70 s by now, from 127.0.1.1; 2 sessions are"
             assert text in row["why"][0]["text"] and row["waits_for"] == "a session"
+            await say(queue, "b", {"opening": [{"site": "route:formal", **waits, "again": 40}]})
+            (row,) = await explain(queue, settings, wanted)
+            assert row["waits_for"] == "a session: one more is tried then"
+            assert abs(row["next_at"] - now_ms() - 40_000) < 5000
 
     asyncio.run(scenario())
 

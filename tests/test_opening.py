@@ -15,7 +15,7 @@ from delivery.opening import PATIENCE_SECONDS, Opening, one_more_at
 from delivery.reply import Phase
 from mailqueue.processes import Process, Waits
 from mailqueue.processes import opening as waiting
-from tests.delivery_kit import FAST, Rig, player
+from tests.delivery_kit import FAST, Rig, player, providers
 from tests.queue_kit import eventually, message
 
 PATIENT = FAST["timeouts"] | {"greeting": 300, "ehlo": 300}
@@ -37,7 +37,10 @@ def test_a_host_that_is_well_again_is_noticed_long_before_the_time_out(play: Cal
         await it.sandbox.set_behaviour("gmail.test", "normal")
         found = await it.until({"delivered": count})
         assert found["deferred"] == 0
-        await it.queue.put(message("after@gmail.test"))  # those that still hang are in nobody's way
+        (site,) = it.engine._sites.values()
+        await eventually(lambda: hanging(it, 0))  # they waited for longer than whoever got in
+        assert site.lines._tries == 0
+        await it.queue.put(message("after@gmail.test"))
         await it.until({"delivered": count + 1})
 
     play(scenario)
@@ -51,12 +54,20 @@ def test_a_host_that_stays_silent_is_asked_less_and_less(play: Callable[..., Non
         await eventually(lambda: hanging(it, 4))
         assert time.monotonic() - began >= 0.2 * (1 + 2 + 4)
         (site,) = it.engine._sites.values()
+        at = site.lines.one_more_at()
+        it.engine.configure(it.settings.delivery, providers())
+        again = site.lines.one_more_at()
+        assert at is not None and again is not None and again < at, "a reload begins anew"
         peers = {f"{one.host}[{one.address}]" for one in site.lines.openings}
         await eventually(lambda: told(it))
         first = opening_of(it)[0]
         assert first["peer"] in peers and (first["phase"], first["domains"]) == ("greeting", ["gob.test"])
         asked = [Process("delivery", "h", 1, "1", 0.0, "1", 1, live=it.engine.live())]
-        assert str(waiting(asked)[0]).startswith(f"for {first['peer']} to greet, ")
+        told_ = waiting(asked)[0]
+        assert str(told_).startswith(f"for {first['peer']} to greet, ") and told_.again >= 0
+        older = {key: value for key, value in first.items() if key != "again"}
+        asked = [Process("delivery", "h", 1, "1", 0.0, "1", 1, live={"opening": [older, {"site": "less"}]})]
+        assert [one.again for one in waiting(asked)] == [-1], "of another version"
 
     play(scenario)
 
