@@ -3,7 +3,7 @@
 A host may take a connection and say nothing for as long as the greeting's time-out lasts (RFC 5321 §4.5.3.2.1: 5 minutes).
 What is silent for :data:`PATIENCE_SECONDS` no longer counts as a session that is about to be there: one more is opened, the
 next after twice as long, and so on, so that a host that is well again is noticed and one that is overloaded is not flooded.
-Whoever gets in ends those that have waited for longer, and the count begins anew, as after a reload. Only while half of the
+Whoever gets in ends those that have waited for longer, and the count begins anew, as it does after a reload. Only while half of the
 process' sessions are free: many silent hosts must not take what others would use.
 Before there is a connection the kernel asks again by itself, and for a shorter time.
 """
