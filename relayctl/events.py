@@ -109,10 +109,11 @@ def _lost(shard: int, after: str, next_id: str) -> None:
     typer.echo(f"shard {shard}: events between {after} and {next_id} are kept no more", err=True)
 
 
-def line(event: Event) -> str:
-    """Time, kind, whom it is about, and what there is to say; empty fields are left out."""
+def line(event: Event, *, dated: bool = False) -> str:
+    """Time, kind, whom it is about, and what there is to say; empty fields are left out, and the date of today unless
+    ``dated``."""
     at = time.localtime(event.at / 1000)
-    day = "" if at[:3] == time.localtime()[:3] else time.strftime("%Y-%m-%d ", at)
+    day = "" if not dated and at[:3] == time.localtime()[:3] else time.strftime("%Y-%m-%d ", at)
     clock = day + time.strftime("%H:%M:%S", at) + f".{event.at % 1000:03d}"
     whom = event.recipient or ", ".join(event.recipients) or event.destination
     next_at = time.strftime("next %H:%M:%S", time.localtime(event.next_at / 1000)) if event.next_at else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -45,8 +44,7 @@ def history(
             typer.echo(f"the archive can't be read: {error}", err=True)
             raise typer.Exit(1) from None
         for event in events:
-            day = time.strftime("%Y-%m-%d ", time.localtime(event.at / 1000))
-            typer.echo(event.to_json() if json else day + line(event))
+            typer.echo(event.to_json() if json else line(event, dated=True))
         if not events:
             typer.echo("nothing is known of it" if archive else "nothing is known of it; there is no archive", err=True)
             raise typer.Exit(1)
