@@ -354,6 +354,7 @@ class Lines:
 
     def abandon(self) -> None:
         """None of the sessions that are being opened is wanted any more."""
+        self._tries = 0
         for one in self.openings:
             one.cancel()
 
