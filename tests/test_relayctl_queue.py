@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -372,7 +373,7 @@ def test_suspend_and_resume(shared_redis: Any, relayctl: Relayctl) -> None:
     ran = relayctl("queue", "suspend", "campaign:one/nowhere", "--for", "5m", "--reason", "typed wrong")
     assert ran.exit_code == 0 and "no mail of one/nowhere is in the queue now" in ran.stderr
     tail = relayctl("events", "tail", "--from", "0", "--end", "--kind", "audit").stdout
-    assert '"until":"resumed"' in tail and f'"until":"{time.strftime("%Y-%m-%d")}' in tail
+    assert '"until":"resumed"' in tail and re.search(r'"until":"\d{4}-\d\d-\d\d \d\d:', tail)
 
 
 @pytest.mark.parametrize(
