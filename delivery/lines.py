@@ -102,6 +102,7 @@ class Lines:
         self.connect_after = 0.0
         self._worth = 0  # sessions worth having when last looked at
         self._tries = 0  # further ones, since anybody got in
+        self._wave = 0  # how often all that were being opened were abandoned
         self._one_more_after = 0.0
         self._name = name
         self._turns = Turns(name, rule, sources)
@@ -176,8 +177,13 @@ class Lines:
             await self._no_source(route)
             return
         by_address = {source.address: source for source in self._turns.sources}  # a reload may come while we ask
+        wave = self._wave
         while want > 0:
             granted = await self._ground.store.connect(candidates, want, each=1)
+            if wave != self._wave:  # given up while we asked: one more failure would count it twice
+                for lease in granted.leases:
+                    await self._ground.release(lease)
+                return
             self._tries += further if granted.leases else 0
             for lease in granted.leases:
                 self._look_elsewhere()
@@ -355,6 +361,7 @@ class Lines:
     def abandon(self) -> None:
         """None of the sessions that are being opened is wanted any more."""
         self._tries = 0
+        self._wave += 1
         for one in self.openings:
             one.cancel()
 

@@ -99,3 +99,35 @@ def test_a_wait_that_is_over_before_the_site_sleeps_is_not_slept_through() -> No
             work.cancel()
 
     asyncio.run(scenario())
+
+
+def test_slots_granted_for_a_site_that_was_given_up_meanwhile_go_back() -> None:
+    """A session opened all the same would fail for the same reason, and the failure would count twice."""
+    rule = providers().named("default")
+    released: list[str] = []
+
+    async def connect(candidates: Any, want: int, each: int) -> Granted:
+        lines.abandon()
+        return Granted([Lease(source, f"token {source}", limits) for source, limits in candidates[:want]], None)
+
+    async def release(lease: Lease) -> None:
+        released.append(lease.token)
+
+    def never(*_: object) -> Any:
+        raise AssertionError("nothing is opened")
+
+    ground: Any = SimpleNamespace(
+        store=SimpleNamespace(connect=connect),
+        stopping=False,
+        stopped_sources=(),
+        idle_seconds=5.0,
+        free_sessions=lambda: 5,
+        rests=Rests(),
+        grey=Greylisters(),
+        session_opened=never,
+        release=release,
+    )
+    sources = (Source("127.0.1.1", "a.test"), Source("127.0.1.2", "a.test"))
+    lines = Lines("x", rule, sources, ground, start=never, changed=never, failed=never, halted=never)
+    asyncio.run(lines.open_more(5, Route("x.test", hosts=(Host("mx.x.test", 0, ("127.0.0.1",)),))))
+    assert sorted(released) == ["token 127.0.1.1", "token 127.0.1.2"] and not lines.openings
