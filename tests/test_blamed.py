@@ -9,7 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from mailqueue.events import SOURCES_REST
+from mailqueue.events import SOURCES_REST, Event
 from tests.delivery_kit import Rig, player
 from tests.queue_kit import eventually, message
 
@@ -64,16 +64,25 @@ def test_where_all_rest_the_destination_waits_and_says_why(play: Any) -> None:
     async def scenario(it: Rig) -> None:
         await it.sandbox.set_behaviour("gmail.test", "reputation-google")
         await put(it, 40)
+        await eventually(lambda: told(it))  # it is settled just after the suspension
         counts = await it.until({"suspended": 1})
         (suspended, *_) = await it.events("suspended")
         assert suspended.destination == "gmail.test"
         assert suspended.reason.startswith("every source of the pool rests here for now; it said: 550 5.7.1 [127.0.1.")
-        (untried,) = [event for event in await it.events("deferred") if event.reason == SOURCES_REST]
-        assert untried.diagnostic_code == f"x-tambo; {suspended.reason}"
+        (first, *_) = await untried(it)
+        assert first.diagnostic_code == f"x-tambo; {suspended.reason}"
         assert counts["deferred"] <= 13, "one for each session there was, and the one that says why"
         assert not counts["bounced"] and not it.sandbox.ledger.receipts().by_source()
 
     play(scenario, pools=POOL)
+
+
+async def told(it: Rig) -> bool:
+    return bool(await untried(it))
+
+
+async def untried(it: Rig) -> list[Event]:
+    return [event for event in await it.events("deferred") if event.reason == SOURCES_REST]
 
 
 def test_a_refusal_of_a_recipient_rests_nobody(play: Any) -> None:
