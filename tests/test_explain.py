@@ -95,6 +95,7 @@ def test_greylisted_delivered_refused_and_no_dns(play: Any) -> None:
         assert (delivered["codes"], refused["codes"]) == (["delivered"], ["bounced"])
         assert "mx1.gob.test" in delivered["why"][0]["text"] and "550 5.1.1" in refused["why"][0]["text"]
 
+        it.engine._absences._steps = (60.0,)  # not over before it is looked at
         it.sandbox.pause_dns("servfail")
         lost = await put(it, "d@yahoo.test")
         await it.until({"suspended": 1, "deferred": 2})
@@ -171,6 +172,7 @@ def test_a_smarthost_route(play: Any) -> None:
     )
 
     async def story(it: Rig) -> None:
+        it.engine._absences._steps = (60.0,)  # not over before it is looked at
         sent = await put(it, "a@gob.test")
         await it.until({"suspended": 1})
         settings = it.settings.model_copy(update={"routes": (route,)})
