@@ -260,6 +260,13 @@ class Client:
         await self.send(".\r\n")
         return await self.reply()
 
+    async def farewell(self) -> str:
+        """The reply 421, whatever comes before; "" without one. For who goes on sending: what comes behind the end of the
+        session makes the kernel answer RST, and a reader of the rest would get that in place of what was said."""
+        while (reply := await self.reply()) and not reply.startswith("421 "):
+            pass
+        return reply
+
     async def rest(self) -> str:
         return (await self.reader.read()).decode()
 

@@ -160,7 +160,7 @@ def test_content_that_drips_ends_at_the_total_limit() -> None:
             for command in ("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA"):
                 await client.ask(command)
             began = asyncio.get_running_loop().time()
-            answer = asyncio.ensure_future(client.reply())  # not the rest: what drips into a closed socket is reset
+            answer = asyncio.ensure_future(client.farewell())
             while not answer.done():
                 await client.send(b"x")
                 await asyncio.wait([answer], timeout=0.1)

@@ -129,8 +129,7 @@ def test_a_command_that_drips_is_idle() -> None:
     async def scenario() -> None:
         async with listening(settings_=settings(idle_seconds=0.3)) as house:
             client = await house.connect()
-            assert (await client.reply()).startswith("220 ")
-            answer = asyncio.ensure_future(client.reply())  # not the rest: what drips into a closed socket is reset
+            answer = asyncio.ensure_future(client.farewell())
             while not answer.done():
                 await client.send(b"N")
                 await asyncio.wait([answer], timeout=0.05)
